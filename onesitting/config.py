@@ -1,0 +1,266 @@
+"""Every setting of a run, typed and frozen; its docstring is its `--help`.
+
+A recipe (TOML) and the command line fill the same `RunConfig`, by the same dotted names
+(`optim.matrix_lr`). Nothing here imports torch.
+"""
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+
+@dataclass(frozen=True, kw_only=True)
+class CorpusConfig:
+    """How documents are read, cleaned and turned into tokens."""
+
+    text_field: str = ""
+    """Name of the text field in JSON, CSV and Parquet records; empty: guessed and shown."""
+    chat_field: str = ""
+    """Name of the field that holds a conversation's messages; empty: guessed and shown."""
+    hub_subset: str = ""
+    """Subset (configuration name) of a hub dataset."""
+    hub_split: str = "train"
+    """Split of a hub dataset."""
+    world_mb: float = 16.0
+    """Megabytes of text that the synthetic world writes, when it is the source."""
+    val_fraction: float = 0.005
+    """Fraction of documents held out for validation; which ones depends on their content alone."""
+    val_data: tuple[str, ...] = ()
+    """Separate validation files; used instead of val_fraction when given."""
+    max_bad_fraction: float = 0.01
+    """Largest fraction of unreadable records that is skipped before preparation stops."""
+    max_document_mb: float = 64.0
+    """Documents above this many megabytes are split."""
+    workers: int = 0
+    """Processes that prepare data; 0: one per processor."""
+    cache: str = "~/.cache/onesitting"
+    """Folder of prepared token files, shared between runs and keyed by content hash."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TokenizerConfig:
+    """The byte-level BPE tokenizer."""
+
+    path: str = ""
+    """Folder of an existing tokenizer to use instead of training one."""
+    vocab_size: int = 4096
+    """Entries in the vocabulary, special tokens included; rounded up to a multiple of 64."""
+    train_mb: float = 16.0
+    """Megabytes of text that the tokenizer is trained on."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelConfig:
+    """Shape of the transformer; the defaults are a Qwen3 decoder."""
+
+    n_layers: int = 6
+    """Transformer blocks."""
+    d_model: int = 256
+    """Width of the residual stream."""
+    n_heads: int = 4
+    """Query heads."""
+    n_kv_heads: int = 2
+    """Key and value heads; divides n_heads (grouped-query attention)."""
+    head_dim: int = 64
+    """Width of one head; even."""
+    d_ff: int = 704
+    """Width of the MLP's hidden layer."""
+    vocab_size: int = 0
+    """Rows of the embedding; 0: the tokenizer's vocabulary size."""
+    context_length: int = 512
+    """Longest sequence, in tokens, that the model is trained for."""
+    rope_theta: float = 10_000.0
+    """Base of the rotary position frequencies."""
+    qk_norm: bool = True
+    """RMS-normalise queries and keys per head (Qwen3); false: Llama."""
+    norm: Literal["rms", "layer"] = "rms"
+    """RMSNorm, or LayerNorm (GPT-2)."""
+    norm_eps: float = 1e-6
+    """Added to the variance in norms."""
+    positions: Literal["rope", "learned"] = "rope"
+    """Rotary positions, or a learned table (GPT-2)."""
+    mlp: Literal["swiglu", "gelu"] = "swiglu"
+    """Gated SiLU, or GELU (GPT-2)."""
+    bias: bool = False
+    """Biases in linear layers (GPT-2)."""
+    tie_embeddings: bool = True
+    """Use the embedding table as the output matrix."""
+    init: str = ""
+    """Folder of a model to start from (a run's stage or a Hugging Face folder); empty: random weights."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class OptimConfig:
+    """Muon for the matrices of the blocks, AdamW for everything else."""
+
+    matrix_lr: float = 0.02
+    """Muon's peak learning rate for matrices inside blocks."""
+    embed_lr: float = 0.02
+    """AdamW's peak learning rate for the token embedding."""
+    head_lr: float = 0.004
+    """AdamW's peak learning rate for an untied output matrix."""
+    scalar_lr: float = 0.01
+    """AdamW's peak learning rate for norms, biases and position tables."""
+    momentum: float = 0.95
+    """Muon's Nesterov momentum."""
+    adam_beta1: float = 0.9
+    """AdamW's decay of the first moment."""
+    adam_beta2: float = 0.95
+    """AdamW's decay of the second moment."""
+    weight_decay: float = 0.0
+    """Decoupled weight decay of the matrices, times the learning rate."""
+    clip_norm: float = 1.0
+    """Gradients are scaled down to this global L2 norm; 0: never."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PretrainConfig:
+    """Pretraining on packed documents."""
+
+    share: float = 0.7
+    """Share of a time budget's training time that this stage gets."""
+    tokens: int = 0
+    """Tokens to train on; 0: what the time budget allows."""
+    step_tokens: int = 8192
+    """Tokens in one optimizer step, over all processes."""
+    micro_batch_rows: int = 0
+    """Rows in one forward pass; 0: chosen by the device."""
+    context_length: int = 0
+    """Tokens in a row; 0: the model's context length."""
+    short_context: int = 0
+    """Tokens in a row during the first part of training; 0: no curriculum."""
+    short_fraction: float = 0.0
+    """Fraction of training with the short rows."""
+    isolate: Literal["auto", "on", "off"] = "auto"
+    """Hide documents in a row from each other; auto: where the device does it without losing time."""
+    lr_scale: float = 1.0
+    """Multiplies every learning rate of this stage."""
+    warmup_steps: int = 20
+    """Optimizer steps over which the learning rate rises to its peak."""
+    decay_fraction: float = 0.5
+    """Last part of training over which the learning rate falls linearly."""
+    final_lr: float = 0.02
+    """Learning rate of the last step, as a fraction of the peak."""
+    chat_fraction: float = 0.0
+    """Fraction of the tokens that come from the training conversations, as plain text."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SFTConfig:
+    """Supervised fine-tuning on conversations; only the assistant's tokens are trained."""
+
+    share: float = 0.3
+    """Share of a time budget's training time that this stage gets."""
+    tokens: int = 0
+    """Tokens to train on; 0: what the time budget allows."""
+    max_epochs: float = 3.0
+    """Passes over the conversations after which the stage ends even if time is left; 0: no limit."""
+    step_tokens: int = 8192
+    """Tokens in one optimizer step, over all processes."""
+    micro_batch_rows: int = 0
+    """Rows in one forward pass; 0: chosen by the device."""
+    context_length: int = 0
+    """Tokens in a row; 0: the model's context length."""
+    lr_scale: float = 0.5
+    """Multiplies every learning rate of this stage."""
+    warmup_steps: int = 10
+    """Optimizer steps over which the learning rate rises to its peak."""
+    decay_fraction: float = 0.9
+    """Last part of training over which the learning rate falls linearly."""
+    final_lr: float = 0.02
+    """Learning rate of the last step, as a fraction of the peak."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluationConfig:
+    """What is measured during training and at its end."""
+
+    val_tokens: int = 65_536
+    """Tokens of the validation split that bits per byte are measured on."""
+    every_fraction: float = 0.1
+    """Validate after each such fraction of a stage."""
+    samples: int = 2
+    """Texts written at each validation."""
+    sample_tokens: int = 80
+    """Longest sample, in tokens."""
+    suite: Literal["auto", "world", "none"] = "auto"
+    """Question suite for the report card; auto: the world's own when the world is the source."""
+    suite_items: int = 100
+    """Questions per task of the suite."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class DeviceConfig:
+    """Where and how the arithmetic runs; `auto` asks the machine."""
+
+    device: str = "auto"
+    """auto, cpu, cuda, mps or xpu."""
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    """Type of the matrix products; weights and optimizer state stay float32."""
+    compile: Literal["auto", "on", "off"] = "auto"
+    """Compile the training step with torch.compile."""
+    threads: int = 0
+    """Processor threads; 0: one per core."""
+    shard: Literal["ddp", "fsdp"] = "ddp"
+    """How several processes share a model: whole copies, or sharded parameters (FSDP2)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class CheckpointConfig:
+    """When the state of training is saved and which states are kept."""
+
+    every_s: float = 60.0
+    """Seconds between checkpoints; 0: only at the end."""
+    every_steps: int = 0
+    """Optimizer steps between checkpoints; 0: by seconds alone."""
+    keep_last: int = 2
+    """Newest checkpoints that are kept; the best one is kept as well."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class LogConfig:
+    """What is shown and written while training."""
+
+    every_s: float = 1.0
+    """Seconds between lines of metrics on the screen; every step goes to metrics.jsonl."""
+    tensorboard: bool = False
+    """Also write TensorBoard event files into the run folder."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunConfig:
+    """A whole run, from text to report."""
+
+    name: str = ""
+    """Name of the run's folder; empty: the recipe's name."""
+    out: str = "runs"
+    """Folder that holds the runs."""
+    seed: int = 0
+    """Seed of every random choice."""
+    budget: str = "5m"
+    """Time for everything (`90s`, `5m`, `2h`), or `tokens=20M` for pretraining alone."""
+    data: tuple[str, ...] = ("world",)
+    """Text to pretrain on: files, folders, globs, `hub:owner/name`, or `world` (synthetic)."""
+    chat: tuple[str, ...] = ("world",)
+    """Conversations to fine-tune on: files, folders, globs, `hub:owner/name`, or `world`."""
+    stages: tuple[Literal["pretrain", "sft"], ...] = ("pretrain", "sft")
+    """Training stages, in order."""
+    corpus: CorpusConfig = field(default_factory=CorpusConfig)
+    """Reading and preparing data."""
+    tokenizer: TokenizerConfig = field(default_factory=TokenizerConfig)
+    """Tokenizer."""
+    model: ModelConfig = field(default_factory=ModelConfig)
+    """Model."""
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    """Optimizer."""
+    pretrain: PretrainConfig = field(default_factory=PretrainConfig)
+    """Pretraining."""
+    sft: SFTConfig = field(default_factory=SFTConfig)
+    """Supervised fine-tuning."""
+    evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
+    """Evaluation."""
+    device: DeviceConfig = field(default_factory=DeviceConfig)
+    """Device."""
+    checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+    """Checkpoints."""
+    log: LogConfig = field(default_factory=LogConfig)
+    """Screen and log files."""
