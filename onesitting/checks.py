@@ -1,0 +1,247 @@
+"""What a configuration can be refused for before anything runs; `plan` and `run` share it.
+
+Types and unknown names are `recipe.resolve`'s work. This file looks at values: each alone, each
+against the others, and the files that they name. Nothing here imports torch.
+"""
+
+import glob
+import math
+import os
+from collections.abc import Iterable
+from pathlib import Path
+
+from onesitting.config import ModelConfig, RunConfig
+from onesitting.errors import UserError
+
+N_BYTES = 256  # a byte-level tokenizer holds every byte
+N_SPECIAL_TOKENS = 9  # onesitting.tokenizer.SPECIAL_TOKENS; a test holds the two equal
+MAX_VOCAB_SIZE = 262_144  # the largest vocabulary in wide use (Gemma 3); above it, a slip of the keyboard
+DEVICES = ("auto", "cpu", "cuda", "mps", "xpu")
+
+# (dotted setting, smallest, largest). Fractions that may not be 0 start at the smallest sensible step.
+_INF = math.inf
+_RANGES: tuple[tuple[str, float, float], ...] = (
+    ("corpus.world_mb", 0.01, 100_000),
+    ("corpus.val_fraction", 0, 0.5),
+    ("corpus.max_bad_fraction", 0, 1),
+    ("corpus.max_document_mb", 0.001, _INF),
+    ("corpus.workers", 0, 4096),
+    ("tokenizer.train_mb", 0.01, _INF),
+    ("model.n_layers", 1, 1024),
+    ("model.d_model", 8, 65_536),
+    ("model.n_heads", 1, 1024),
+    ("model.n_kv_heads", 1, 1024),
+    ("model.head_dim", 2, 1024),
+    ("model.d_ff", 8, 1_048_576),
+    ("model.context_length", 8, 1_048_576),
+    ("model.rope_theta", 1, _INF),
+    ("model.norm_eps", 0, 1),
+    ("optim.matrix_lr", 0, 10),
+    ("optim.embed_lr", 0, 10),
+    ("optim.head_lr", 0, 10),
+    ("optim.scalar_lr", 0, 10),
+    ("optim.momentum", 0, 0.9999),
+    ("optim.adam_beta1", 0, 0.9999),
+    ("optim.adam_beta2", 0, 0.9999999),
+    ("optim.weight_decay", 0, 10),
+    ("optim.clip_norm", 0, _INF),
+    ("pretrain.share", 0, 1),
+    ("pretrain.tokens", 0, _INF),
+    ("pretrain.step_tokens", 8, _INF),
+    ("pretrain.micro_batch_rows", 0, _INF),
+    ("pretrain.context_length", 0, _INF),
+    ("pretrain.short_context", 0, _INF),
+    ("pretrain.short_fraction", 0, 1),
+    ("pretrain.lr_scale", 0, 1000),
+    ("pretrain.warmup_steps", 0, _INF),
+    ("pretrain.decay_fraction", 0, 1),
+    ("pretrain.final_lr", 0, 1),
+    ("pretrain.chat_fraction", 0, 1),
+    ("sft.share", 0, 1),
+    ("sft.tokens", 0, _INF),
+    ("sft.max_epochs", 0, _INF),
+    ("sft.step_tokens", 8, _INF),
+    ("sft.micro_batch_rows", 0, _INF),
+    ("sft.context_length", 0, _INF),
+    ("sft.lr_scale", 0, 1000),
+    ("sft.warmup_steps", 0, _INF),
+    ("sft.decay_fraction", 0, 1),
+    ("sft.final_lr", 0, 1),
+    ("evaluation.val_tokens", 2, _INF),
+    ("evaluation.every_fraction", 0.001, 1),
+    ("evaluation.samples", 0, 1000),
+    ("evaluation.sample_tokens", 1, _INF),
+    ("evaluation.suite_items", 1, 100_000),
+    ("device.threads", 0, 4096),
+    ("checkpoint.every_s", 0, _INF),
+    ("checkpoint.every_steps", 0, _INF),
+    ("checkpoint.keep_last", 1, 100_000),
+    ("log.every_s", 0, _INF),
+)
+
+
+def check_config(cfg: RunConfig) -> None:
+    """Return if the run can start; raise UserError with the setting, its value and the next action if not."""
+    for name, smallest, largest in _RANGES:
+        _check_range(name, setting(cfg, name), smallest, largest)
+    _check_stages(cfg)
+    check_model(cfg.model)
+    _check_vocabulary(cfg)
+    _check_rows(cfg)
+    _check_data(cfg)
+    _check_places(cfg)
+    if cfg.device.device.split(":")[0] not in DEVICES:
+        raise UserError(f"device.device = {cfg.device.device!r}: use one of {', '.join(DEVICES)}")
+
+
+def setting(cfg: object, dotted: str) -> float:
+    """The number that a dotted name stands for, as in `setting(cfg, "optim.matrix_lr")`."""
+    for part in dotted.split("."):
+        cfg = getattr(cfg, part)
+    assert isinstance(cfg, int | float), dotted
+    return cfg
+
+
+def check_model(model: ModelConfig) -> None:
+    """Refuse shapes that no decoder of this family can have."""
+    if model.n_heads % model.n_kv_heads:
+        divisors = [str(n) for n in range(1, model.n_heads + 1) if model.n_heads % n == 0]
+        raise UserError(
+            f"model.n_kv_heads = {model.n_kv_heads} does not divide model.n_heads = {model.n_heads}: "
+            f"use one of {', '.join(divisors)}"
+        )
+    if model.positions == "rope" and model.head_dim % 2:
+        raise UserError(
+            f"model.head_dim = {model.head_dim}: rotary positions turn pairs of numbers, so it must be even; "
+            f"use {model.head_dim + 1}"
+        )
+
+
+def _check_range(name: str, value: float, smallest: float, largest: float) -> None:
+    if smallest <= value <= largest:  # false for NaN
+        return
+    upper = "" if largest == _INF else f" and at most {largest:,g}"
+    raise UserError(f"{name} = {value}: must be at least {smallest:g}{upper}")
+
+
+def _check_stages(cfg: RunConfig) -> None:
+    if not cfg.stages:
+        raise UserError("stages is empty: name at least one of pretrain, sft")
+    if len(set(cfg.stages)) < len(cfg.stages):
+        raise UserError(f"stages = {', '.join(cfg.stages)}: each stage can be named once")
+    if cfg.stages == ("sft", "pretrain"):
+        raise UserError(
+            "stages = sft, pretrain: pretraining afterwards would undo the tuning; use pretrain, sft"
+        )
+    shares = {stage: setting(cfg, f"{stage}.share") for stage in cfg.stages}
+    if sum(shares.values()) > 1 + 1e-9:
+        listed = " + ".join(f"{stage}.share {share:g}" for stage, share in shares.items())
+        raise UserError(f"{listed} is more than 1: the stages share one budget; lower one of them")
+    for stage, share in shares.items():
+        if share == 0 and setting(cfg, f"{stage}.tokens") == 0:
+            raise UserError(f"{stage}.share = 0 leaves it no time: raise it, or take {stage} out of stages")
+
+
+def _check_vocabulary(cfg: RunConfig) -> None:
+    size, smallest = cfg.tokenizer.vocab_size, N_BYTES + N_SPECIAL_TOKENS
+    if not cfg.tokenizer.path and not smallest <= size <= MAX_VOCAB_SIZE:
+        raise UserError(
+            f"tokenizer.vocab_size = {size}: must be at least {smallest} ({N_BYTES} bytes and "
+            f"{N_SPECIAL_TOKENS} special tokens) and at most {MAX_VOCAB_SIZE:,}"
+        )
+    if 0 < cfg.model.vocab_size < size and not cfg.tokenizer.path:
+        raise UserError(
+            f"model.vocab_size = {cfg.model.vocab_size} is smaller than tokenizer.vocab_size = {size}: "
+            "leave it 0 to take the tokenizer's"
+        )
+
+
+def _check_rows(cfg: RunConfig) -> None:
+    """Rows fit the model, and an optimizer step is a whole number of rows."""
+    longest = cfg.model.context_length
+    short, short_fraction = cfg.pretrain.short_context, cfg.pretrain.short_fraction
+    if bool(short) != bool(short_fraction):
+        raise UserError(
+            f"pretrain.short_context = {short} and pretrain.short_fraction = {short_fraction:g}: "
+            "a curriculum needs both, no curriculum neither"
+        )
+    row = cfg.pretrain.context_length or longest
+    if short and short > row:
+        raise UserError(
+            f"pretrain.short_context = {short} is longer than the later rows of {row} tokens: lower it"
+        )
+    lengths: list[tuple[str, str, int, int]] = []
+    for stage in cfg.stages:
+        part = cfg.pretrain if stage == "pretrain" else cfg.sft
+        name = f"{stage}.context_length" if part.context_length else "model.context_length"
+        lengths.append((stage, name, part.context_length or longest, part.step_tokens))
+    if short and "pretrain" in cfg.stages:
+        lengths.append(("pretrain", "pretrain.short_context", short, cfg.pretrain.step_tokens))
+    for stage, name, length, step_tokens in lengths:
+        if length > longest:
+            raise UserError(
+                f"{name} = {length} is longer than model.context_length = {longest}: raise that or lower this"
+            )
+        if length < 8:
+            raise UserError(f"{name} = {length}: rows of fewer than 8 tokens teach nothing; raise it")
+        if step_tokens % length:
+            nearest = max(1, round(step_tokens / length)) * length
+            raise UserError(
+                f"{stage}.step_tokens = {step_tokens} is not a whole number of rows of {length} tokens ({name}): "
+                f"use {nearest}"
+            )
+
+
+def _check_data(cfg: RunConfig) -> None:
+    if "pretrain" in cfg.stages:
+        check_specs("data", cfg.data)
+    if "sft" in cfg.stages or cfg.pretrain.chat_fraction > 0:
+        check_specs("chat", cfg.chat)
+    if cfg.corpus.val_data:
+        check_specs("corpus.val_data", cfg.corpus.val_data)
+    elif cfg.corpus.val_fraction == 0:
+        raise UserError(
+            "corpus.val_fraction = 0 leaves nothing to validate on: set it to 0.005, say, or give corpus.val_data"
+        )
+
+
+def check_specs(name: str, specs: Iterable[str]) -> None:
+    """Refuse names of data that is not there. Hub datasets are looked up when they are read."""
+    specs = tuple(specs)
+    if not specs:
+        raise UserError(f"{name} is empty: give files, folders, globs, hub:owner/name, or world")
+    for spec in specs:
+        if spec == "world":
+            continue
+        if spec.startswith("hub:"):
+            if not spec.removeprefix("hub:").strip("/"):
+                raise UserError(f"{name} = {spec!r}: write the dataset's name as hub:owner/name")
+            continue
+        path = Path(spec).expanduser()
+        if path.is_dir():
+            if not any(child.is_file() for child in path.rglob("*")):
+                raise UserError(
+                    f"{name} = {spec!r}: the folder holds no files; put text into it or name another"
+                )
+        elif not path.exists() and not glob.glob(str(path), recursive=True):
+            raise UserError(
+                f"{name} = {spec!r}: no such file, folder or pattern here ({Path.cwd()}); check the path"
+            )
+
+
+def _check_places(cfg: RunConfig) -> None:
+    """Folders that the run reads hold what it needs; the folder that it writes can be written."""
+    if cfg.tokenizer.path and not (Path(cfg.tokenizer.path).expanduser() / "tokenizer.json").is_file():
+        raise UserError(
+            f"tokenizer.path = {cfg.tokenizer.path!r}: no tokenizer.json there; name a tokenizer's folder"
+        )
+    if cfg.model.init and not (Path(cfg.model.init).expanduser() / "config.json").is_file():
+        raise UserError(
+            f"model.init = {cfg.model.init!r}: no config.json there; name a model's folder, such as runs/demo/sft/model"
+        )
+    if "/" in cfg.name or "\\" in cfg.name or cfg.name in (".", ".."):
+        raise UserError(f"name = {cfg.name!r}: a folder's name without slashes; the folder above it is `out`")
+    out = Path(cfg.out).expanduser().absolute()
+    existing = next(folder for folder in (out, *out.parents) if folder.exists())
+    if not existing.is_dir() or not os.access(existing, os.W_OK):
+        raise UserError(f"out = {cfg.out!r}: {existing} is no folder that can be written to; name another")

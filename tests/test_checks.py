@@ -1,0 +1,111 @@
+"""Every refusal names the dotted setting, the value found and what to do."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from onesitting import checks
+from onesitting.config import RunConfig
+from onesitting.errors import UserError
+
+
+def change(cfg: RunConfig, dotted: str, value: Any) -> RunConfig:
+    head, _, rest = dotted.partition(".")
+    return replace(cfg, **{head: replace(getattr(cfg, head), **{rest: value}) if rest else value})
+
+
+def test_the_default_configuration_passes(tmp_path: Path) -> None:
+    checks.check_config(RunConfig(out=str(tmp_path / "runs")))
+
+
+def test_the_count_of_special_tokens_is_the_tokenizers() -> None:
+    tokenizer = pytest.importorskip("onesitting.tokenizer")
+    assert len(tokenizer.SPECIAL_TOKENS) == checks.N_SPECIAL_TOKENS
+
+
+@pytest.mark.parametrize(
+    ("setting", "value", "says"),
+    [
+        ("model.n_kv_heads", 3, "use one of 1, 2, 4"),
+        ("model.head_dim", 63, "use 64"),
+        ("model.n_layers", 0, "at least 1"),
+        ("optim.matrix_lr", float("nan"), "at least 0"),
+        ("optim.matrix_lr", -0.1, "at least 0"),
+        ("optim.adam_beta2", 1.0, "at most"),
+        ("tokenizer.vocab_size", 100, "at least 265"),
+        ("tokenizer.vocab_size", 10_000_000, "at most 262,144"),
+        ("model.vocab_size", 300, "leave it 0"),
+        ("pretrain.step_tokens", 1000, "use 1024"),
+        ("sft.step_tokens", 100, "use 512"),
+        ("pretrain.context_length", 1024, "longer than model.context_length"),
+        ("pretrain.short_context", 128, "pretrain.short_fraction"),
+        ("pretrain.share", 0.9, "more than 1"),
+        ("sft.share", 0.0, "no time"),
+        ("stages", (), "pretrain, sft"),
+        ("stages", ("sft", "sft"), "once"),
+        ("stages", ("sft", "pretrain"), "use pretrain, sft"),
+        ("data", (), "is empty"),
+        ("data", ("no/such/file.txt",), "no such file"),
+        ("data", ("hub:",), "hub:owner/name"),
+        ("chat", ("no_such_*.jsonl",), "no such file"),
+        ("corpus.val_fraction", 0.0, "corpus.val_data"),
+        ("corpus.val_data", ("missing.txt",), "no such file"),
+        ("tokenizer.path", "nowhere", "tokenizer.json"),
+        ("model.init", "nowhere", "config.json"),
+        ("name", "a/b", "without slashes"),
+        ("device.device", "gpu", "cuda"),
+    ],
+)
+def test_a_bad_value_is_refused_by_its_dotted_name(
+    setting: str, value: Any, says: str, tmp_path: Path
+) -> None:
+    cfg = change(RunConfig(out=str(tmp_path)), setting, value)
+    with pytest.raises(UserError) as caught:
+        checks.check_config(cfg)
+    assert setting in str(caught.value)
+    assert says in str(caught.value)
+
+
+def test_a_folder_without_files_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(UserError, match="holds no files"):
+        checks.check_specs("data", [str(tmp_path / "empty")])
+
+
+def test_files_folders_and_patterns_that_exist_pass(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("text")
+    checks.check_specs(
+        "data", [str(tmp_path), str(tmp_path / "a.txt"), str(tmp_path / "*.txt"), "hub:owner/name"]
+    )
+
+
+def test_an_output_folder_below_a_file_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("text")
+    with pytest.raises(UserError, match="out = "):
+        checks.check_config(RunConfig(out=str(tmp_path / "file" / "runs")))
+
+
+def test_settings_of_a_stage_that_does_not_run_are_not_judged(tmp_path: Path) -> None:
+    cfg = RunConfig(out=str(tmp_path), stages=("pretrain",), chat=("missing.jsonl",))
+    checks.check_config(change(cfg, "sft.step_tokens", 100))
+
+
+def test_every_number_of_the_configuration_has_a_range() -> None:
+    """A new numeric setting must be given one, or be named here with its reason."""
+    elsewhere = {"seed", "model.vocab_size", "tokenizer.vocab_size"}  # any seed; checked against each other
+    cfg = RunConfig()
+    numbers: set[str] = set()
+    for name, value in vars(cfg).items():
+        fields = (
+            {f"{name}.{key}": part for key, part in vars(value).items()}
+            if hasattr(value, "__dict__")
+            else {name: value}
+        )
+        numbers |= {
+            key
+            for key, part in fields.items()
+            if isinstance(part, int | float) and not isinstance(part, bool)
+        }
+    assert numbers - elsewhere == {name for name, _, _ in checks._RANGES}
