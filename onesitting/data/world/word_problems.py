@@ -12,10 +12,13 @@ from onesitting.data.world.splits import Split
 
 NAMES = GIRLS + BOYS
 
-_SMALL_THINGS = "shell button candle balloon pencil cup plate spoon book notebook bell bowl flower_pot kite ball top".split()
+_SMALL_THINGS = (
+    "shell", "button", "candle", "balloon", "pencil", "cup", "plate", "spoon", "book", "notebook", "bell",
+    "bowl", "flower pot", "kite", "ball", "top",
+)  # fmt: skip
 # (singular, plural) of what a person can have dozens of.
 COUNTABLES: tuple[tuple[str, str], ...] = tuple(
-    [(OBJECTS[name.replace("_", " ")].name, OBJECTS[name.replace("_", " ")].plural) for name in _SMALL_THINGS]
+    [(name, OBJECTS[name].plural) for name in _SMALL_THINGS]
     + [
         (food.name, food.plural)
         for food in FOODS.values()
