@@ -1,25 +1,27 @@
 """Bits per byte: how many bits the model needs for each byte of text that it has not seen.
 
 Unlike the loss per token it does not depend on the tokenizer, so models with different
-vocabularies compare. Shapes: B batch rows, T context, N targets, V vocabulary, d width.
+vocabularies compare. Shapes: B batch rows, T context, V vocabulary.
 """
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from onesitting.errors import UserError
 from onesitting.model.logprobs import cross_entropy_sum
 
 if TYPE_CHECKING:
-    from onesitting.data.tokens import TokenFile
-    from onesitting.model.transformer import Transformer
+    from onesitting.data.tokens import ChatFile, TokenFile
 
 IGNORED = -100  # target of a position without one; cross_entropy_sum skips it
+BATCH_TOKENS = 8192  # tokens in a forward pass unless told: large enough for full speed on two cores
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,61 +33,113 @@ class BitsPerByte:
     nats_per_token: float
     """Cross-entropy sum / n_tokens."""
     n_tokens: int
-    """Targets measured: every token but the first."""
+    """Targets measured."""
     n_bytes: int
     """UTF-8 bytes those targets stand for; special tokens stand for none."""
 
 
 def bits_per_byte(
-    model: "Transformer",
+    model: nn.Module,
     token_file: "TokenFile",
     token_bytes: Sequence[bytes],
     *,
     context: int,
     max_tokens: int,
-    batch_rows: int,
+    batch_rows: int = 0,
     device: torch.device | str,
-    dtype: torch.dtype = torch.float32,
+    dtype: torch.dtype | None = None,
     isolate: bool = False,
 ) -> BitsPerByte:
     """Bits per byte of the first max_tokens tokens, read in consecutive windows of context tokens.
 
     token_bytes: (V,) the bytes that each id stands for (`Tokenizer.token_bytes`).
+    batch_rows: windows in a forward pass; 0: as many as make BATCH_TOKENS. Changes only the rounding.
+    dtype: of the matrix products; None: as the surrounding autocast says.
     isolate: hide the documents of a window from each other, as the model was trained.
     Each token but the first is a target once, with up to `context` tokens before it in its own
-    window; the end of a document costs bits and adds no bytes, so the figure is the length of a code
-    from which the documents, their ends included, can be read back.
-    Nothing is random, and the batch size changes only the rounding. Raises ValueError if there is
-    no target or the targets hold no text.
+    window. The end of a document costs bits and adds no bytes, so the figure is the length of a code
+    from which the documents, their ends included, can be read back. Nothing is random.
+    Raises UserError if the tokens hold no text.
     """
     ids = np.asarray(token_file.tokens[:max_tokens]).astype(np.int64)  # (n,)
-    lengths = np.array([len(piece) for piece in token_bytes], dtype=np.int64)  # (V,)
-    n_targets = len(ids) - 1
-    n_bytes = int(lengths[ids[1:]].sum()) if n_targets > 0 else 0
-    if n_bytes == 0:
-        raise ValueError(
-            f"no text to measure: {len(ids)} validation tokens hold {n_bytes} bytes after the first"
-        )
     starts = np.asarray(token_file.doc_starts) if isolate else None
-    device = torch.device(device)
+    windows = _windows(ids, starts, context, batch_rows or max(1, BATCH_TOKENS // context))
+    return _measure(model, windows, token_bytes, torch.device(device), dtype)
+
+
+def chat_bits_per_byte(
+    model: nn.Module,
+    chat_file: "ChatFile",
+    token_bytes: Sequence[bytes],
+    *,
+    row_length: int,
+    max_tokens: int,
+    batch_rows: int = 0,
+    device: torch.device | str,
+    dtype: torch.dtype | None = None,
+) -> BitsPerByte:
+    """Bits per byte of the assistant's words in the first packed rows that hold max_tokens tokens.
+
+    The targets are those of fine-tuning: the assistant's tokens and its end-of-turn token.
+    Raises UserError if there are none.
+    """
+    from onesitting.data.examples import chat_rows, n_chat_rows
+
+    wanted = math.ceil(max_tokens / row_length)
+    n_rows = min(wanted, math.ceil(n_chat_rows(chat_file, row_length=row_length, seed=0)))
+    batch_rows = batch_rows or max(1, BATCH_TOKENS // row_length)
+
+    def batches() -> Iterator[tuple[Tensor, Tensor, Tensor | None]]:
+        for first in range(0, n_rows, batch_rows):
+            count = min(batch_rows, n_rows - first)
+            batch = chat_rows(chat_file, row_length=row_length, seed=0, first_row=first, n_rows=count)
+            yield batch.tokens, batch.targets, batch.doc_ids
+
+    return _measure(model, batches(), token_bytes, torch.device(device), dtype)
+
+
+def _measure(
+    model: nn.Module,
+    batches: Iterable[tuple[Tensor, Tensor, Tensor | None]],
+    token_bytes: Sequence[bytes],
+    device: torch.device,
+    dtype: torch.dtype | None,
+) -> BitsPerByte:
+    """Sum nats, targets and bytes over batches of (tokens, targets, doc_ids), each (B, T)."""
+    lengths = torch.tensor([len(piece) for piece in token_bytes])  # (V,)
+    nats, n_tokens, n_bytes = 0.0, 0, 0  # a Python float is float64: many float32 sums add up without drift
     was_training = model.training
     model.eval()
-    total_nats = 0.0  # a Python float is float64: thousands of float32 sums add up without drift
-    low_precision = torch.autocast(device.type, dtype=dtype, enabled=dtype != torch.float32)
-    with torch.no_grad(), low_precision:
-        for tokens, targets, doc_ids in _windows(ids, starts, context, batch_rows):
-            hidden = model.hidden(
-                tokens.to(device), doc_ids=None if doc_ids is None else doc_ids.to(device)
-            )  # (B, T, d)
-            flat = hidden.reshape(-1, hidden.shape[-1])  # (B*T, d)
-            total_nats += float(cross_entropy_sum(flat, model.output_weight, targets.reshape(-1).to(device)))
+    with torch.no_grad(), _precision(device, dtype):
+        for tokens, targets, doc_ids in batches:
+            aims = targets[targets != IGNORED]  # (n,)
+            n_tokens += aims.numel()
+            n_bytes += int(lengths[aims].sum())
+            nats += _nats(model, tokens.to(device), targets.to(device), None if doc_ids is None else doc_ids.to(device))
     model.train(was_training)
+    if n_bytes == 0:
+        raise UserError(
+            f"the validation data holds {n_tokens} tokens to predict and no text: "
+            "raise corpus.val_fraction, or give corpus.val_data"
+        )
     return BitsPerByte(
-        bits_per_byte=total_nats / (n_bytes * math.log(2)),
-        nats_per_token=total_nats / n_targets,
-        n_tokens=n_targets,
+        bits_per_byte=nats / (n_bytes * math.log(2)),
+        nats_per_token=nats / n_tokens,
+        n_tokens=n_tokens,
         n_bytes=n_bytes,
     )
+
+
+def _nats(model: nn.Module, tokens: Tensor, targets: Tensor, doc_ids: Tensor | None) -> float:
+    """Cross-entropy sum of one batch; all arguments (B, T)."""
+    hidden = model.hidden(tokens, doc_ids=doc_ids)  # (B, T, d_model)
+    return float(cross_entropy_sum(hidden.flatten(0, 1), model.output_weight, targets.flatten()))
+
+
+def _precision(device: torch.device, dtype: torch.dtype | None) -> AbstractContextManager[None]:
+    if dtype is None:
+        return nullcontext()
+    return torch.autocast(device.type, dtype=dtype, enabled=dtype != torch.float32)
 
 
 def _windows(
@@ -96,6 +150,8 @@ def _windows(
     ids: (n,) token ids. starts: (documents,) positions of their first tokens, or None.
     """
     n_targets = len(ids) - 1
+    if n_targets < 1:
+        return
     context = min(context, n_targets)  # a short file is one short window, not a mostly empty one
     n_rows = math.ceil(n_targets / context)
     tokens = np.zeros(n_rows * context, dtype=np.int64)
