@@ -1,0 +1,262 @@
+"""Command line: command -> function, imported when it is called; nothing else.
+
+Exit codes: 0 done, 1 a fault of the program, 2 a mistake of the user, 130 interrupted.
+"""
+
+import os
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from onesitting import __version__
+from onesitting.errors import UserError
+
+if TYPE_CHECKING:
+    from onesitting.cli_settings import Parser, Request
+
+TRAINING_COMMANDS: dict[str, tuple[str, ...]] = {
+    "run": (),
+    "tokenizer": ("tokenizer",),
+    "prepare": ("prepare",),
+    "pretrain": ("pretrain",),
+    "sft": ("sft",),
+    "evaluate": ("evaluate",),
+}
+"""Command -> the phases of the pipeline it runs; () is all of them."""
+
+
+def _request(command: str, argv: list[str]) -> "Request":
+    from onesitting.cli_settings import parse_request, settings_parser
+
+    return parse_request(settings_parser(command, COMMANDS[command].summary), argv)
+
+
+def _plan(argv: list[str]) -> None:
+    request = _request("plan", argv)
+    from onesitting.plan import print_plan
+
+    print_plan(request.cfg, request.recipe)
+
+
+def _train(command: str, argv: list[str]) -> None:
+    request = _request(command, argv)
+    from onesitting.pipeline import run_pipeline
+
+    run_pipeline(request.cfg, request.recipe, TRAINING_COMMANDS[command])
+
+
+def _inspect(argv: list[str]) -> None:
+    from onesitting.cli_settings import parse_request, settings_parser
+
+    parser = settings_parser("inspect", COMMANDS["inspect"].summary, "data|tokens|batch RECIPE")
+    parser.add_argument("--text", default="", help="tokens: text to cut into tokens")
+    parser.add_argument("--stage", default="pretrain", help="batch: pretrain or sft [pretrain]")
+    parser.add_argument("--step", type=int, default=0, metavar="N", help="batch: optimizer step [0]")
+    views = ("data", "tokens", "batch")
+    view, rest = (argv[0], argv[1:]) if argv else ("--help", [])
+    if view not in (*views, "-h", "--help"):
+        raise UserError(f"cannot inspect '{view}'; use one of {', '.join(views)}")
+    request = parse_request(parser, rest if view in views else [view])
+    from onesitting import inspection
+
+    if view == "data":
+        inspection.inspect_data(request.cfg)
+    elif view == "tokens":
+        inspection.inspect_tokens(request.cfg, request.options.text)
+    else:
+        inspection.inspect_batch(request.cfg, request.options.stage, request.options.step)
+
+
+def _sampling_options(parser: "Parser") -> None:
+    """Options that chat and generate share; one that is not given takes the model's own value."""
+    for name, kind, text in (
+        ("--temperature", float, "0: always the likeliest token; 1: the model's own distribution"),
+        ("--top-k", int, "sample among the k likeliest tokens; 0: all"),
+        ("--top-p", float, "sample among the likeliest tokens that hold this probability; 1: all"),
+        ("--min-p", float, "leave out tokens less likely than this fraction of the likeliest"),
+        ("--repetition-penalty", float, "divides the scores of tokens already there; 1: none"),
+        ("--max-tokens", int, "longest reply, in tokens"),
+        ("--seed", int, "seed of the random choices; not given: a new one each time"),
+    ):
+        parser.add_argument(name, type=kind, metavar="X" if kind is float else "N", help=text)
+    parser.add_argument(
+        "--stop", action="append", metavar="TEXT", help="end a reply before this text; repeatable"
+    )
+
+
+def _model_parser(command: str) -> "Parser":
+    from onesitting.cli_settings import Parser
+
+    parser = Parser(command, "RUN [options]", COMMANDS[command].summary)
+    parser.add_argument("run", metavar="RUN", help="folder of a run, of one of its stages, or of a model")
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, mps or xpu [auto]")
+    _sampling_options(parser)
+    return parser
+
+
+def _chat(argv: list[str]) -> None:
+    parser = _model_parser("chat")
+    parser.add_argument("--system", default="", metavar="TEXT", help="system message")
+    parser.add_argument("--no-tools", action="store_true", help="offer the model no tools")
+    options = parser.parse_args(argv)
+    from onesitting.chat_ui import chat
+
+    chat(options)
+
+
+def _generate(argv: list[str]) -> None:
+    parser = _model_parser("generate")
+    parser.add_argument("--prompt", default="", metavar="TEXT", help="text that the model continues")
+    parser.add_argument("--n", type=int, default=1, metavar="N", help="number of continuations [1]")
+    options = parser.parse_args(argv)
+    from onesitting.chat_ui import generate_texts
+
+    generate_texts(options)
+
+
+def _report(argv: list[str]) -> None:
+    from onesitting.cli_settings import Parser
+
+    parser = Parser("report", "RUN", COMMANDS["report"].summary)
+    parser.add_argument("run", metavar="RUN", help="folder of a run")
+    run = parser.parse_args(argv).run
+    from onesitting.runlog import require_run
+
+    folder = require_run(run)
+    from onesitting.evaluation.report import write_report
+
+    write_report(folder)
+    print(folder.report.read_text(encoding="utf-8"), end="")
+
+
+def _version(argv: list[str]) -> None:
+    from importlib import metadata
+
+    print(f"onesitting {__version__}, Python {sys.version.split()[0]}, torch {metadata.version('torch')}")
+
+
+@dataclass(frozen=True)
+class Command:
+    """A command: its line in the overview, and what runs it."""
+
+    arguments: str
+    summary: str
+    run: Callable[[list[str]], None]
+
+
+COMMANDS: dict[str, Command] = {
+    "plan": Command(
+        "RECIPE", "Show what a run would do here: device, parameters, tokens, memory, end.", _plan
+    ),
+    "run": Command(
+        "RECIPE", "Train from text to report; goes on where it stopped.", lambda argv: _train("run", argv)
+    ),
+    "chat": Command("RUN", "Talk to a trained model.", _chat),
+    "generate": Command("RUN", "Let a trained model continue a text.", _generate),
+    "inspect": Command(
+        "data|tokens|batch RECIPE", "Look at documents, tokens, packing and the loss mask.", _inspect
+    ),
+    "report": Command("RUN", "Write and print a run's report card.", _report),
+    "tokenizer": Command("RECIPE", "Train the tokenizer alone.", lambda argv: _train("tokenizer", argv)),
+    "prepare": Command("RECIPE", "Turn text into token files alone.", lambda argv: _train("prepare", argv)),
+    "pretrain": Command("RECIPE", "Pretrain alone.", lambda argv: _train("pretrain", argv)),
+    "sft": Command("RECIPE", "Fine-tune on conversations alone.", lambda argv: _train("sft", argv)),
+    "evaluate": Command("RECIPE", "Measure a run's models again.", lambda argv: _train("evaluate", argv)),
+    "version": Command("", "Print the versions.", _version),
+}
+
+
+def _overview() -> str:
+    rows = [f"  {name:<10}{command.arguments:<26}{command.summary}" for name, command in COMMANDS.items()]
+    return "\n".join(
+        [
+            "onesitting: a GPT, from raw text to a model you can chat with, in one sitting.",
+            "",
+            "usage: onesitting COMMAND …",
+            "",
+            *rows,
+            "",
+            "RECIPE is a name (demo, 26m, …), a .toml file or the folder of a run; RUN is the folder.",
+            "Every setting of a recipe is an option: onesitting run demo --budget 10m --optim.matrix_lr 0.01",
+            "`onesitting COMMAND --help` lists them. Start with: onesitting run demo",
+        ]
+    )
+
+
+def _dispatch(argv: list[str]) -> None:
+    name = argv[0] if argv else "--help"
+    if name in ("-h", "--help", "help"):
+        print(_overview())
+    elif name in ("-V", "--version"):
+        _version([])
+    elif name in COMMANDS:
+        COMMANDS[name].run(argv[1:])
+    else:
+        import difflib
+
+        close = difflib.get_close_matches(name, COMMANDS, 1)
+        hint = f"did you mean '{close[0]}'?" if close else "`onesitting --help` lists the commands"
+        raise UserError(f"unknown command '{name}'; {hint}")
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run one command; the exit code comes back. Only the first process of a torchrun prints."""
+    first = int(os.environ.get("RANK", "0")) == 0
+    if not first:
+        sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115, open to the end of the process
+    try:
+        _dispatch(sys.argv[1:] if argv is None else argv)
+        sys.stdout.flush()
+        return 0
+    except SystemExit as leave:  # argparse after --help
+        return leave.code if isinstance(leave.code, int) else 1
+    except KeyboardInterrupt:
+        return 130
+    except BrokenPipeError:
+        # The reader of a pipe left, as `head` does; what is still buffered would raise again at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
+    except Exception as error:
+        return _explain(error, first)
+
+
+def _explain(error: Exception, first: bool) -> int:
+    """Print an error as one line on stderr; the exit code comes back."""
+    from onesitting.runlog import storage_error
+
+    known = storage_error(error) if isinstance(error, OSError) else error
+    if isinstance(known, UserError):
+        if first:
+            print(f"error: {known}", file=sys.stderr)
+        return 2
+    advice = ""
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+        advice = (
+            "; out of memory: lower pretrain.micro_batch_rows, sft.micro_batch_rows or model.context_length"
+        )
+    print(f"error: {type(error).__name__}: {_first_line(error)}{advice}", file=sys.stderr)
+    print(f"the full traceback is in {_save_traceback(error)}", file=sys.stderr)
+    return 1
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip() or "no message").splitlines()[0]
+
+
+def _save_traceback(error: Exception) -> str:
+    """Write traceback and versions into a file; its path comes back, or the text itself if that fails."""
+    import platform
+    import tempfile
+    import traceback
+
+    text = "".join(traceback.format_exception(error))
+    text += f"\nonesitting {__version__}, Python {sys.version}, {platform.platform()}\ncommand: {sys.argv}\n"
+    try:
+        with tempfile.NamedTemporaryFile(
+            "w", prefix="onesitting-error-", suffix=".txt", delete=False, encoding="utf-8"
+        ) as file:
+            file.write(text)
+        return file.name
+    except OSError:
+        return f"no file, for none could be written:\n{text}"

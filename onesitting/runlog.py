@@ -1,0 +1,274 @@
+"""The run folder: where each file of a run lies, and how its lines are written and read.
+
+    runs/demo/
+      config.toml                 the resolved configuration; a recipe itself
+      tokenizer/                  tokenizer.json, tokenizer_config.json
+      data/                       prepared tokens, or a pointer to the shared cache
+      pretrain/, sft/, …          one folder a stage:
+        metrics.jsonl             one JSON object a line (see METRICS)
+        samples.jsonl             what the model wrote: step, prompt, seed, text
+        checkpoints/000400/       a complete model and the training state after 400 steps
+        model/                    the final model, a Hugging Face folder
+      report.md, report.json      the report card
+
+Text is written to a temporary name, flushed and renamed: a reader never sees half a file.
+"""
+
+import errno
+import json
+import math
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from onesitting.errors import UserError
+
+CONFIG_FILE = "config.toml"
+
+METRICS: dict[str, str] = {
+    "step": "optimizer steps done, 1 after the first",
+    "tokens": "real tokens trained on since the stage began, padding not counted, over all processes",
+    "elapsed_s": "seconds of training since the stage began, earlier sittings included",
+    "progress": "fraction of the stage done, 0 to 1; the schedule is a function of it",
+    "loss_nats": "mean training loss of the step, nats per unit (token, pair or sequence)",
+    "lr_scale": "factor that the schedule puts on every learning rate at this step",
+    "grad_norm": "global L2 norm of the gradient before clipping",
+    "tokens_per_s": "real tokens per second of this step, over all processes",
+    "flops_fraction": "achieved FLOP/s as a fraction of the measured limit of this machine",
+    "val_bits_per_byte": "bits per byte of the validation split; only on lines with a validation",
+    "skipped": "true when the step was skipped because loss or gradient was not finite",
+}
+"""Names and meanings in metrics.jsonl. Every line has `step`, the others may be missing; null: not finite."""
+
+
+@dataclass(frozen=True)
+class StageFolder:
+    """Folder of one training stage."""
+
+    path: Path
+
+    @property
+    def metrics_path(self) -> Path:
+        """metrics.jsonl: one line a step."""
+        return self.path / "metrics.jsonl"
+
+    @property
+    def samples_path(self) -> Path:
+        """samples.jsonl: what the model wrote during training."""
+        return self.path / "samples.jsonl"
+
+    @property
+    def checkpoints(self) -> Path:
+        """Folder of the checkpoints, each named after its step."""
+        return self.path / "checkpoints"
+
+    @property
+    def model(self) -> Path:
+        """The stage's final model, there once the stage is done."""
+        return self.path / "model"
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """Folder of one run. Nothing is made on disk before `create`."""
+
+    path: Path
+
+    def create(self) -> "RunFolder":
+        """Make the folder and try that it takes files; raises UserError if it does not."""
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            probe = self.path / f".write-test-{os.getpid()}"
+            probe.write_bytes(b"")
+            probe.unlink()
+        except OSError as error:
+            raise storage_error(error, self.path) from None
+        return self
+
+    def stage(self, name: str) -> StageFolder:
+        """Folder of a stage: `pretrain`, `sft`, …"""
+        return StageFolder(self.path / name)
+
+    @property
+    def tokenizer(self) -> Path:
+        """The tokenizer's folder."""
+        return self.path / "tokenizer"
+
+    @property
+    def data(self) -> Path:
+        """Prepared data, or pointers to the shared cache."""
+        return self.path / "data"
+
+    @property
+    def config_path(self) -> Path:
+        """The resolved configuration."""
+        return self.path / CONFIG_FILE
+
+    @property
+    def report(self) -> Path:
+        """The report card for people; report.json beside it holds the same numbers."""
+        return self.path / "report.md"
+
+
+def storage_error(error: OSError, path: Path | str | None = None) -> Exception:
+    """The UserError for a place that takes no files, with the next action; any other error as it came.
+
+    path: what was to be written, where the error itself does not say.
+    """
+    path = path or error.filename or "the run"
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return UserError(
+            f"no space left for {path}: free some space and give the same command again, it goes on"
+        )
+    if error.errno in (errno.EROFS, errno.EACCES, errno.EPERM):
+        return UserError(
+            f"cannot write {path}: {error.strerror}; choose another place with --out, or allow writing"
+        )
+    if error.errno in (errno.ENOTDIR, errno.EEXIST):
+        return UserError(
+            f"cannot write {path}: a file stands where a folder is needed; choose another --out or --name"
+        )
+    if error.errno == errno.ENAMETOOLONG:
+        return UserError(f"cannot write {path}: the name is too long; choose a shorter --name")
+    return error
+
+
+def write_atomic(path: Path, content: str | bytes) -> None:
+    """Write a whole file under a temporary name, flush it to disk, rename it. Makes the folder if needed.
+
+    Raises UserError for a full disk or a place that may not be written; the old file then stands unchanged.
+    """
+    data = content.encode() if isinstance(content, str) else content
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with open(partial, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(partial, path)
+    except OSError as error:
+        partial.unlink(missing_ok=True)
+        raise storage_error(error, path) from None
+
+
+def append_jsonl(path: Path, record: dict[str, Any]) -> None:
+    """Append one record as one line with one write call; numbers that are not finite become null.
+
+    The half line that a killed process left at the end is cut off first, so that the file stays readable.
+    Raises UserError for a full disk or a place that may not be written.
+    """
+    line = (json.dumps(_finite(record), ensure_ascii=False, allow_nan=False) + "\n").encode()
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o666)
+        try:
+            end = _cut_torn_line(descriptor)
+            if os.write(descriptor, line) != len(line):
+                os.ftruncate(descriptor, end)
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        finally:
+            os.close(descriptor)
+    except OSError as error:
+        raise storage_error(error, path) from None
+
+
+def _cut_torn_line(descriptor: int) -> int:
+    """Length in bytes of the file after its unfinished last line, if any, is removed."""
+    end = os.fstat(descriptor).st_size
+    if end == 0 or os.pread(descriptor, 1, end - 1) == b"\n":
+        return end
+    while end > 0:
+        start = max(0, end - 4096)
+        newline = os.pread(descriptor, end - start, start).rfind(b"\n")
+        end = start + newline + 1
+        if newline >= 0:
+            break
+    os.ftruncate(descriptor, end)
+    return end
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, dict):
+        return {str(key): _finite(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_finite(item) for item in value]
+    return value
+
+
+def read_jsonl(path: Path) -> list[dict[str, Any]]:
+    """Records of a file, in order; [] if there is none. A torn last line is left out.
+
+    Raises UserError with file and line for any other line that is no JSON object.
+    """
+    try:
+        lines = path.read_bytes().split(b"\n")
+    except FileNotFoundError:
+        return []
+    records: list[dict[str, Any]] = []
+    # What follows the last newline is empty, or was torn by a kill.
+    for number, line in enumerate(lines[:-1], 1):
+        try:
+            record = json.loads(line)
+        except ValueError:
+            record = None
+        if not isinstance(record, dict):
+            raise UserError(
+                f"{path}, line {number}: a JSON object expected, found {line[:60]!r}; remove the line"
+            )
+        records.append(record)
+    return records
+
+
+def keep_jsonl(path: Path, keep: Callable[[dict[str, Any]], bool]) -> None:
+    """Rewrite a file with only the records that `keep` accepts: a resumed stage drops what it will repeat."""
+    records = read_jsonl(path)
+    kept = [record for record in records if keep(record)]
+    if path.exists() and len(kept) != len(records):
+        write_atomic(path, "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in kept))
+
+
+def find_runs(folder: Path) -> list[Path]:
+    """Run folders directly inside a folder, newest first."""
+    runs = [path.parent for path in folder.glob(f"*/{CONFIG_FILE}")]
+    return sorted(runs, key=lambda run: (run / CONFIG_FILE).stat().st_mtime, reverse=True)
+
+
+def require_run(name: str) -> RunFolder:
+    """The run folder of that path; raises UserError with the runs that exist if it is none."""
+    path = Path(name).expanduser()
+    if (path / CONFIG_FILE).is_file():
+        return RunFolder(path)
+    found = "has no config.toml" if path.exists() else "does not exist"
+    raise UserError(f"'{name}' is not the folder of a run: it {found}; {_runs_near(path)}")
+
+
+def find_model(name: str) -> Path:
+    """Folder of the model that a path means: a run's last finished stage, a stage's model, or itself.
+
+    Raises UserError with what exists if there is no model.
+    """
+    path = Path(name).expanduser()
+    if (path / "model.safetensors").is_file() or (path / "model.safetensors.index.json").is_file():
+        return path
+    for model in (path / "sft" / "model", path / "pretrain" / "model", path / "model"):
+        if (model / "config.json").is_file():
+            return model
+    if (path / CONFIG_FILE).is_file():
+        raise UserError(
+            f"'{name}' has no finished model yet; `onesitting run {name}` goes on with the training"
+        )
+    found = "holds no model" if path.exists() else "does not exist"
+    raise UserError(f"'{name}' {found}; {_runs_near(path)}")
+
+
+def _runs_near(path: Path) -> str:
+    """What to try instead of a folder that is none of a run."""
+    runs = find_runs(path) or find_runs(path.parent) or find_runs(Path("runs"))
+    if runs:
+        return "runs that exist: " + ", ".join(map(str, runs[:8]))
+    return "there is no run yet; `onesitting run demo` makes one"
