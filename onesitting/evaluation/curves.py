@@ -97,18 +97,17 @@ def _panel(
                 f'<circle cx="{x_of(x):.1f}" cy="{y_of(y):.1f}" r="2.6" fill="{colour}"/>' for x, y in points
             ]
     if not zero:
-        parts.append(_last_values(left + PANEL_WIDTH, series))
+        parts += _last_values(left + PANEL_WIDTH, series)
     return parts
 
 
-def _last_values(right: float, series: Sequence[Sequence[Point]]) -> str:
+def _last_values(right: float, series: Sequence[Sequence[Point]]) -> list[str]:
     """The last value of each curve in its colour, at the right of a panel's title."""
-    spans = "\u00a0\u00a0".join(
-        f'<tspan fill="{COLOURS[index % len(COLOURS)]}">{points[-1][1]:.3g}</tspan>'
-        for index, points in enumerate(series)
-        if points
-    )
-    return f'<text x="{right:.1f}" y="{TOP - 12}" text-anchor="end" font-weight="600">{spans}</text>'
+    last = [(COLOURS[index % len(COLOURS)], points[-1][1]) for index, points in enumerate(series) if points]
+    return [
+        _text(right - 42 * place, TOP - 12, f"{value:.3g}", colour=colour, anchor="end", weight="600")
+        for place, (colour, value) in enumerate(reversed(last))
+    ]
 
 
 def _legend(names: Sequence[str]) -> list[str]:
