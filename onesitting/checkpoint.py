@@ -1,0 +1,328 @@
+"""Models and training states on disk: complete Hugging Face folders, written so that a kill loses nothing.
+
+A model folder holds config.json, model.safetensors, generation_config.json and the tokenizer's files. A
+checkpoint is a model folder plus training.safetensors (optimizer and other tensors), training.json (the rest of
+the state) and manifest.json (size and SHA-256 of every file). Either appears under its name only when it is
+whole: files go to a sibling folder, are flushed to the disk, and the folder is renamed. No pickle anywhere.
+"""
+
+import dataclasses
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import save_file
+from torch import Tensor
+
+from onesitting.config import ModelConfig
+from onesitting.errors import UserError
+from onesitting.model.hf import (
+    NATIVE,
+    hf_config,
+    hf_format,
+    read_hf_folder,
+    read_json,
+    read_safetensors,
+    to_hf_state,
+)
+from onesitting.model.transformer import Transformer
+
+if TYPE_CHECKING:
+    from onesitting.tokenizer.bpe import Tokenizer
+
+MANIFEST = "manifest.json"
+
+
+def save_model(
+    folder: Path,
+    model: Transformer,
+    tokenizer: "Tokenizer | None" = None,
+    *,
+    generation: Mapping[str, Any] | None = None,
+    card: str | None = None,
+    dtype: torch.dtype | None = None,
+) -> None:
+    """Write a complete model folder, replacing an older one of that name at the last moment.
+
+    generation: more entries for generation_config.json, such as temperature. card: text of README.md.
+    dtype: of the stored weights; None keeps the model's. Raises UserError when the folder cannot be written.
+    """
+    with _written_folder(Path(folder)) as temporary:
+        _write_model(temporary, model, tokenizer, generation or {}, card, dtype)
+
+
+def load_model(
+    folder: Path, device: str | torch.device = "cpu", dtype: torch.dtype | None = None
+) -> Transformer:
+    """The model of a folder (ours or Hugging Face's), in evaluation mode.
+
+    dtype: of the weights; None keeps the stored one. Raises UserError naming each tensor that is missing,
+    unknown or of another shape.
+    """
+    cfg, state = read_hf_folder(Path(folder))
+    with torch.device("meta"):
+        model = Transformer(cfg, seed=None)
+    _check_state(Path(folder), model, state)
+    state = {name: tensor.to(device=device, dtype=dtype) for name, tensor in state.items()}
+    model.load_state_dict(state, assign=True)
+    for parameter in model.parameters():
+        parameter.requires_grad_(True)
+    return model.eval()
+
+
+def find_model_folder(path: Path) -> Path:
+    """The model folder that a path means: itself, a stage's `model/`, or a run's last finished stage.
+
+    Raises UserError listing where it looked.
+    """
+    path = Path(path)
+    candidates = [path, path / "model", path / "sft" / "model", path / "pretrain" / "model"]
+    for candidate in candidates:
+        if (candidate / "config.json").is_file():
+            return candidate
+    if not path.exists():
+        raise UserError(f"{path} does not exist; give a run folder (runs/NAME) or a model folder")
+    for stage in ("sft", "pretrain", "."):
+        newest, _ = latest_checkpoint(path / stage / "checkpoints")
+        if newest is not None:
+            return newest
+    raise UserError(
+        f"{path} holds no model (no model/, sft/model/, pretrain/model/ or checkpoint); train one first"
+    )
+
+
+class Checkpoint(NamedTuple):
+    """What `load_checkpoint` gives back beside the weights, which it puts into the model."""
+
+    tensors: dict[str, Tensor]
+    state: dict[str, Any]
+
+
+def save_checkpoint(
+    folder: Path,
+    model: Transformer,
+    tokenizer: "Tokenizer | None" = None,
+    *,
+    tensors: Mapping[str, Tensor],
+    state: Mapping[str, Any],
+) -> None:
+    """Write model and training state as one folder, whole or not at all.
+
+    folder: …/checkpoints/000400. tensors: any names, shapes and dtypes. state: JSON values.
+    Raises UserError when the disk is full or the folder cannot be written; nothing is left behind then.
+    """
+    with _written_folder(Path(folder)) as temporary:
+        _write_model(temporary, model, tokenizer, {}, None, None)
+        _write_safetensors(temporary / "training.safetensors", tensors)
+        _write_json(temporary / "training.json", state)
+        files = sorted(p for p in temporary.rglob("*") if p.is_file())
+        entries = {
+            str(p.relative_to(temporary)): {"bytes": p.stat().st_size, "sha256": _sha256(p)} for p in files
+        }
+        _write_json(temporary / MANIFEST, {"files": entries})
+
+
+def load_checkpoint(folder: Path, model: Transformer) -> Checkpoint:
+    """Put a checkpoint's weights into `model` (in place, bit for bit) and give back the training state.
+
+    Raises UserError when a file is missing, cut short or changed, or when the checkpoint is of another model.
+    """
+    folder = Path(folder)
+    verify_checkpoint(folder)
+    cfg, weights = read_hf_folder(folder)
+    differing = config_differences(cfg, model.cfg)
+    if differing:
+        raise UserError(
+            f"{folder} is a checkpoint of another model: {'; '.join(differing)}. "
+            "Use the settings it was made with, or start a run under another name"
+        )
+    _check_state(folder, model, weights)
+    model.load_state_dict(weights)
+    return Checkpoint(read_safetensors(folder / "training.safetensors"), read_json(folder / "training.json"))
+
+
+def verify_checkpoint(folder: Path) -> None:
+    """Compare every file with the manifest; UserError names the first file that differs, and how."""
+    advice = "delete this checkpoint folder, and the run goes on from the one before it"
+    try:
+        entries = read_json(folder / MANIFEST)["files"]
+    except (UserError, KeyError):
+        raise UserError(
+            f"{folder} has no readable {MANIFEST}, so it is not a whole checkpoint; {advice}"
+        ) from None
+    for name, entry in entries.items():
+        path = folder / name
+        if not path.is_file():
+            raise UserError(f"{path} is missing; {advice}")
+        size = path.stat().st_size
+        if size != entry["bytes"]:
+            raise UserError(f"{path} has {size} bytes where the manifest says {entry['bytes']}; {advice}")
+        if _sha256(path) != entry["sha256"]:
+            raise UserError(f"{path} was changed after it was written (its SHA-256 differs); {advice}")
+
+
+def list_checkpoints(folder: Path) -> list[Path]:
+    """The checkpoint folders in …/checkpoints, oldest first; unfinished ones are not among them."""
+    if not Path(folder).is_dir():
+        return []
+    return sorted(
+        (p for p in Path(folder).iterdir() if p.is_dir() and p.name.isdigit()), key=lambda p: int(p.name)
+    )
+
+
+def latest_checkpoint(folder: Path) -> tuple[Path | None, list[str]]:
+    """(newest whole checkpoint in …/checkpoints or None, one message for each newer one that was skipped)."""
+    skipped: list[str] = []
+    for path in reversed(list_checkpoints(folder)):
+        try:
+            verify_checkpoint(path)
+        except UserError as error:
+            skipped.append(str(error))
+            continue
+        return path, skipped
+    return None, skipped
+
+
+def prune_checkpoints(folder: Path, keep_last: int, best: Path | str | None = None) -> list[Path]:
+    """Delete all but the newest `keep_last` checkpoints (at least one) and the best; give back the deleted ones.
+
+    Folders that a kill left half-written or half-deleted go too.
+    """
+    folder = Path(folder)
+    found = list_checkpoints(folder)
+    kept = {p.name for p in found[-max(1, keep_last) :]} | ({Path(best).name} if best else set())
+    deleted = [p for p in found if p.name not in kept]
+    for path in deleted:
+        # Renamed first: a kill in the middle leaves nothing that looks like a checkpoint.
+        doomed = path.with_name(f".deleted-{path.name}")
+        path.rename(doomed)
+        shutil.rmtree(doomed)
+    for path in folder.glob(".*") if folder.is_dir() else ():
+        if path.name.startswith((".deleted-", ".writing-", ".replaced-")):
+            shutil.rmtree(path, ignore_errors=True)
+    return deleted
+
+
+def config_differences(stored: ModelConfig, wanted: ModelConfig) -> list[str]:
+    """`model.x is A there and B here` for each field that differs; where the weights came from does not count."""
+    fields = [f.name for f in dataclasses.fields(ModelConfig) if f.name not in _unstored(wanted)]
+    pairs = [(name, getattr(stored, name), getattr(wanted, name)) for name in fields]
+    return [
+        f"model.{name} is {there!r} there and {here!r} here" for name, there, here in pairs if there != here
+    ]
+
+
+def _unstored(cfg: ModelConfig) -> set[str]:
+    """Fields that do not shape the model, so that a config.json does not hold them."""
+    return {"init", "rope_theta"} if cfg.positions == "learned" else {"init"}
+
+
+def _check_state(folder: Path, model: Transformer, state: Mapping[str, Tensor]) -> None:
+    expected = {name: tuple(p.shape) for name, p in model.named_parameters()}
+    problems = [f"{name} is missing" for name in expected.keys() - state.keys()]
+    problems += [f"{name} is unknown" for name in state.keys() - expected.keys()]
+    for name in expected.keys() & state.keys():
+        if tuple(state[name].shape) != expected[name]:
+            problems.append(f"{name} has shape {tuple(state[name].shape)}, not {expected[name]}")
+    if problems:
+        more = f" and {len(problems) - 5} more" if len(problems) > 5 else ""
+        raise UserError(
+            f"{folder}: weights do not fit config.json: {'; '.join(sorted(problems)[:5])}{more}. "
+            "Give a folder whose config.json and weights belong together"
+        )
+
+
+def _write_model(
+    folder: Path,
+    model: Transformer,
+    tokenizer: "Tokenizer | None",
+    generation: Mapping[str, Any],
+    card: str | None,
+    dtype: torch.dtype | None,
+) -> None:
+    cfg = dataclasses.replace(model.cfg, init="")
+    state = {name: p.detach().to("cpu", dtype) for name, p in model.named_parameters()}
+    dtype_name = str(dtype or next(model.parameters()).dtype).removeprefix("torch.")
+    stop_ids: list[int] = [tokenizer.im_end_id, tokenizer.eos_id] if tokenizer else []
+    eos_id = stop_ids[-1] if tokenizer else None
+    try:
+        hf_format(cfg)
+    except UserError:  # trainable, but no standard format has it: our own field names, our own tensor names
+        config = {"model_type": NATIVE, "dtype": dtype_name, **dataclasses.asdict(cfg)}
+    else:
+        config = hf_config(cfg, eos_id=eos_id, pad_id=eos_id, dtype=dtype_name)
+        state = to_hf_state(cfg, state)
+    _write_json(folder / "config.json", config)
+    _write_safetensors(folder / "model.safetensors", state)
+    if tokenizer:
+        tokenizer.save(folder)
+        defaults = {"eos_token_id": stop_ids, "pad_token_id": eos_id, "max_length": cfg.context_length}
+        _write_json(folder / "generation_config.json", {**defaults, **generation})
+    if card is not None:
+        (folder / "README.md").write_text(card, encoding="utf-8")
+
+
+def _write_json(path: Path, value: Mapping[str, Any]) -> None:
+    path.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def _write_safetensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
+    save_file(
+        {name: _own_memory(tensor) for name, tensor in tensors.items()}, path, metadata={"format": "pt"}
+    )
+
+
+def _own_memory(tensor: Tensor) -> Tensor:
+    """The tensor on the CPU in a storage of its own: safetensors refuses views that share one."""
+    tensor = tensor.detach().cpu().contiguous()
+    return tensor if tensor.untyped_storage().nbytes() == tensor.nbytes else tensor.clone()
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+@contextmanager
+def _written_folder(folder: Path) -> Iterator[Path]:
+    """A temporary sibling that becomes `folder` when the block ends well, and vanishes when it does not."""
+    temporary = folder.with_name(f".writing-{folder.name}-{os.getpid()}")
+    try:
+        shutil.rmtree(temporary, ignore_errors=True)
+        temporary.mkdir(parents=True)
+        yield temporary
+        _flush(p for p in temporary.rglob("*") if p.is_file())
+        _flush([temporary])
+        _replace_folder(temporary, folder)
+    except (OSError, SafetensorError) as error:
+        raise UserError(
+            f"cannot write {folder}: {error}; free space there or choose another place with `out`"
+        ) from None
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _flush(paths: Iterable[Path]) -> None:
+    for path in paths:
+        descriptor = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+def _replace_folder(new: Path, folder: Path) -> None:
+    """Rename `new` to `folder`; an older folder of that name is moved aside first and deleted afterwards."""
+    old = folder.with_name(f".replaced-{folder.name}-{os.getpid()}")
+    if folder.exists():
+        folder.rename(old)
+    new.rename(folder)
+    _flush([folder.parent])
+    shutil.rmtree(old, ignore_errors=True)

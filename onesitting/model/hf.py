@@ -1,0 +1,328 @@
+"""The same model in Hugging Face's words: config.json and the names of its tensors, in both directions.
+
+For Qwen3 and Llama the parameters of `Transformer` already carry Hugging Face's names. GPT-2 has names of its
+own, keeps q, k and v in one matrix, and stores matrices transposed (Conv1D).
+"""
+
+import json
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from onesitting.config import ModelConfig
+from onesitting.errors import UserError
+
+# What each format fixes; every other field of ModelConfig is free.
+FORMATS: dict[str, dict[str, Any]] = {
+    "qwen3": {"norm": "rms", "positions": "rope", "mlp": "swiglu", "qk_norm": True, "bias": False},
+    "llama": {"norm": "rms", "positions": "rope", "mlp": "swiglu", "qk_norm": False},
+    "gpt2": {"norm": "layer", "positions": "learned", "mlp": "gelu", "qk_norm": False, "bias": True},
+}
+ARCHITECTURES = {"qwen3": "Qwen3ForCausalLM", "llama": "LlamaForCausalLM", "gpt2": "GPT2LMHeadModel"}
+
+# Buffers that older files carry and that follow from the configuration.
+DERIVED = re.compile(r"(rotary_emb\.inv_freq|\.attn\.bias|\.attn\.masked_bias)$")
+
+# ours -> GPT-2's, for the tensors of a block (weights and biases alike); attention's q, k, v become c_attn.
+GPT2_BLOCK = {
+    "input_layernorm": "ln_1",
+    "self_attn.o_proj": "attn.c_proj",
+    "post_attention_layernorm": "ln_2",
+    "mlp.up_proj": "mlp.c_fc",
+    "mlp.down_proj": "mlp.c_proj",
+}
+GPT2_TOP = {
+    "model.embed_tokens.weight": "transformer.wte.weight",
+    "model.embed_positions.weight": "transformer.wpe.weight",
+    "model.norm.weight": "transformer.ln_f.weight",
+    "model.norm.bias": "transformer.ln_f.bias",
+    "lm_head.weight": "lm_head.weight",
+}
+
+
+def hf_format(cfg: ModelConfig) -> str:
+    """`qwen3`, `llama` or `gpt2`.
+
+    Raises UserError when no standard format has this combination of switches, naming those to change.
+    """
+    misfits = {name: _misfits(cfg, name) for name in FORMATS}
+    for name, wrong in misfits.items():
+        if not wrong:
+            return name
+    nearest = min(misfits, key=lambda name: len(misfits[name]))
+    changes = ", ".join(misfits[nearest])
+    raise UserError(
+        f"no standard format has this model's combination of switches; nearest is {nearest}: set {changes}"
+    )
+
+
+def _misfits(cfg: ModelConfig, name: str) -> list[str]:
+    """The settings to change, as `model.x=value`, before cfg fits a format."""
+    wanted = dict(FORMATS[name])
+    if name == "gpt2":
+        wanted |= {"n_kv_heads": cfg.n_heads}
+        if cfg.n_heads * cfg.head_dim != cfg.d_model:
+            wanted |= {"d_model": cfg.n_heads * cfg.head_dim}
+    if name == "llama":  # transformers refuses a Llama whose width its heads do not divide
+        wanted |= {"d_model": -(-cfg.d_model // cfg.n_heads) * cfg.n_heads}
+    return [f"model.{k}={json.dumps(v)}" for k, v in wanted.items() if getattr(cfg, k) != v]
+
+
+def hf_config(
+    cfg: ModelConfig,
+    *,
+    eos_id: int | list[int] | None = None,
+    bos_id: int | None = None,
+    pad_id: int | None = None,
+    dtype: str = "float32",
+) -> dict[str, Any]:
+    """The content of config.json; `dtype` is that of the stored weights. Raises UserError as `hf_format`."""
+    kind = hf_format(cfg)
+    common = {
+        "architectures": [ARCHITECTURES[kind]],
+        "model_type": kind,
+        "vocab_size": cfg.vocab_size,
+        "tie_word_embeddings": cfg.tie_embeddings,
+        "bos_token_id": bos_id,
+        "eos_token_id": eos_id,
+        "pad_token_id": pad_id,
+        "dtype": dtype,
+        "torch_dtype": dtype,  # the name that transformers 4, vLLM and llama.cpp read
+        "use_cache": True,
+    }
+    if kind == "gpt2":
+        return common | {
+            "n_layer": cfg.n_layers,
+            "n_embd": cfg.d_model,
+            "n_head": cfg.n_heads,
+            "n_inner": cfg.d_ff,
+            "n_positions": cfg.context_length,
+            "n_ctx": cfg.context_length,
+            "activation_function": "gelu_new",
+            "layer_norm_epsilon": cfg.norm_eps,
+            "embd_pdrop": 0.0,
+            "attn_pdrop": 0.0,
+            "resid_pdrop": 0.0,
+        }
+    return (
+        common
+        | {
+            "num_hidden_layers": cfg.n_layers,
+            "hidden_size": cfg.d_model,
+            "num_attention_heads": cfg.n_heads,
+            "num_key_value_heads": cfg.n_kv_heads,
+            "head_dim": cfg.head_dim,
+            "intermediate_size": cfg.d_ff,
+            "max_position_embeddings": cfg.context_length,
+            "hidden_act": "silu",
+            "rms_norm_eps": cfg.norm_eps,
+            "rope_theta": cfg.rope_theta,
+            "rope_parameters": {"rope_type": "default", "rope_theta": cfg.rope_theta},
+            "attention_bias": cfg.bias,
+            "attention_dropout": 0.0,
+        }
+        | (
+            {"mlp_bias": cfg.bias}
+            if kind == "llama"
+            else {"use_sliding_window": False, "sliding_window": None}
+        )
+    )
+
+
+def config_from_hf(config: Mapping[str, Any]) -> ModelConfig:
+    """The ModelConfig of a config.json; UserError names the first thing that our model does not have."""
+    kind = config.get("model_type")
+    if kind == "gpt2":
+        return _gpt2_config(config)
+    if kind not in ("qwen3", "llama"):
+        raise UserError(f"config.json: model_type is {kind!r}; only {', '.join(FORMATS)} can be read")
+    rope = config.get("rope_parameters") or config.get("rope_scaling") or {}
+    bias = bool(config.get("attention_bias", False))
+    _require(config, "hidden_act", "silu", default="silu")
+    _require(rope, "rope_type", "default", default=rope.get("type", "default"))
+    _require(config, "use_sliding_window", False, default=False)
+    if kind == "qwen3":
+        _require(config, "attention_bias", False, default=False)
+    else:
+        _require(config, "mlp_bias", bias, default=False)
+    n_heads, d_model = _number(config, "num_attention_heads"), _number(config, "hidden_size")
+    return ModelConfig(
+        n_layers=_number(config, "num_hidden_layers"),
+        d_model=d_model,
+        n_heads=n_heads,
+        n_kv_heads=config.get("num_key_value_heads") or n_heads,
+        head_dim=config.get("head_dim") or (128 if kind == "qwen3" else d_model // n_heads),
+        d_ff=_number(config, "intermediate_size"),
+        vocab_size=_number(config, "vocab_size"),
+        context_length=_number(config, "max_position_embeddings"),
+        rope_theta=float(rope.get("rope_theta") or config.get("rope_theta") or 10_000.0),
+        qk_norm=kind == "qwen3",
+        norm_eps=float(config.get("rms_norm_eps", 1e-6)),
+        bias=bias,
+        tie_embeddings=bool(config.get("tie_word_embeddings", False)),
+    )
+
+
+def _gpt2_config(config: Mapping[str, Any]) -> ModelConfig:
+    _require(config, "activation_function", ("gelu_new", "gelu_pytorch_tanh"), default="gelu_new")
+    _require(config, "scale_attn_weights", True, default=True)
+    _require(config, "scale_attn_by_inverse_layer_idx", False, default=False)
+    _require(config, "add_cross_attention", False, default=False)
+    n_heads, d_model = _number(config, "n_head"), _number(config, "n_embd")
+    return ModelConfig(
+        n_layers=_number(config, "n_layer"),
+        d_model=d_model,
+        n_heads=n_heads,
+        n_kv_heads=n_heads,
+        head_dim=d_model // n_heads,
+        d_ff=config.get("n_inner") or 4 * d_model,
+        vocab_size=_number(config, "vocab_size"),
+        context_length=_number(config, "n_positions"),
+        qk_norm=False,
+        norm="layer",
+        norm_eps=float(config.get("layer_norm_epsilon", 1e-5)),
+        positions="learned",
+        mlp="gelu",
+        bias=True,
+        tie_embeddings=bool(config.get("tie_word_embeddings", True)),
+    )
+
+
+def _number(config: Mapping[str, Any], key: str) -> int:
+    value = config.get(key)
+    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+        raise UserError(f"config.json: {key} is {value!r}; a whole number of at least 1 is needed")
+    return value
+
+
+def _require(config: Mapping[str, Any], key: str, allowed: Any, default: Any) -> None:
+    value = config.get(key, default)
+    options = allowed if isinstance(allowed, tuple) else (allowed,)
+    if value not in options:
+        raise UserError(f"config.json: {key} is {value!r}; this model only has {options[0]!r}")
+
+
+def to_hf_state(cfg: ModelConfig, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Our state dict under the names, and in the layout, of cfg's Hugging Face format."""
+    if hf_format(cfg) != "gpt2":
+        return dict(state)
+    out = {GPT2_TOP[name]: tensor for name, tensor in state.items() if name in GPT2_TOP}
+    for layer in range(cfg.n_layers):
+        ours, theirs = f"model.layers.{layer}.", f"transformer.h.{layer}."
+        for kind in ("weight", "bias"):
+            qkv = [state[f"{ours}self_attn.{p}_proj.{kind}"] for p in "qkv"]
+            out[f"{theirs}attn.c_attn.{kind}"] = torch.cat(qkv).t().contiguous()
+            for a, b in GPT2_BLOCK.items():
+                tensor = state[f"{ours}{a}.{kind}"]
+                out[f"{theirs}{b}.{kind}"] = tensor.t().contiguous() if tensor.ndim == 2 else tensor
+    return out
+
+
+def from_hf_state(cfg: ModelConfig, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """A Hugging Face state dict under our names; derived buffers and the copy of a tied matrix are dropped.
+
+    Raises UserError when a stored copy of a tied output matrix differs from the embedding.
+    """
+    state = {name: tensor for name, tensor in state.items() if not DERIVED.search(name)}
+    if hf_format(cfg) == "gpt2":
+        state = _from_gpt2_state(cfg, state)
+    if cfg.tie_embeddings and (copy := state.pop("lm_head.weight", None)) is not None:
+        if not torch.equal(copy, state["model.embed_tokens.weight"]):
+            raise UserError(
+                "config.json says tie_word_embeddings=true, but lm_head.weight differs from the embedding; "
+                "set tie_word_embeddings to false in config.json"
+            )
+    return state
+
+
+def _from_gpt2_state(cfg: ModelConfig, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    # The files of the original GPT-2 were saved from the base model and lack the prefix.
+    state = {
+        k if k.startswith(("transformer.", "lm_head.")) else f"transformer.{k}": v for k, v in state.items()
+    }
+    rename = {theirs: ours for ours, theirs in GPT2_TOP.items()}
+    for layer in range(cfg.n_layers):
+        for a, b in GPT2_BLOCK.items():
+            for kind in ("weight", "bias"):
+                rename[f"transformer.h.{layer}.{b}.{kind}"] = f"model.layers.{layer}.{a}.{kind}"
+    out: dict[str, Tensor] = {}
+    for name, tensor in state.items():
+        if fused := re.fullmatch(r"transformer\.h\.(\d+)\.attn\.c_attn\.(weight|bias)", name):
+            layer, kind = fused.groups()
+            for p, part in zip(
+                "qkv", tensor.t().chunk(3) if kind == "weight" else tensor.chunk(3), strict=True
+            ):
+                out[f"model.layers.{layer}.self_attn.{p}_proj.{kind}"] = part.contiguous()
+        else:
+            is_matrix = tensor.ndim == 2 and ".h." in name
+            out[rename.get(name, name)] = tensor.t().contiguous() if is_matrix else tensor
+    return out
+
+
+def read_hf_folder(folder: Path) -> tuple[ModelConfig, dict[str, Tensor]]:
+    """(configuration, state dict under our names) of a local model folder, from one or several safetensors files.
+
+    Raises UserError naming the file that is missing or broken.
+    """
+    config = read_json(folder / "config.json")
+    if config.get("model_type") == NATIVE:
+        return native_config(config), read_tensors(folder)
+    cfg = config_from_hf(config)
+    return cfg, from_hf_state(cfg, read_tensors(folder))
+
+
+NATIVE = "onesitting"
+"""model_type of a combination of switches that no standard format has: only onesitting reads it."""
+
+
+def native_config(config: Mapping[str, Any]) -> ModelConfig:
+    """The ModelConfig that `checkpoint` wrote field by field for a shape without a standard format."""
+    known = ModelConfig.__dataclass_fields__
+    return ModelConfig(**{name: value for name, value in config.items() if name in known})
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The JSON object in a file; UserError when it is missing or broken."""
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(f"{path} does not exist; give the folder of a model (it holds config.json)") from None
+    except (ValueError, OSError) as error:
+        raise UserError(
+            f"{path} cannot be read as JSON ({error}); restore the file or give another folder"
+        ) from None
+    if not isinstance(value, dict):
+        raise UserError(f"{path} holds {type(value).__name__}, not a JSON object; give another folder")
+    return value
+
+
+def read_tensors(folder: Path) -> dict[str, Tensor]:
+    """All tensors of a folder's model.safetensors, or of the files that model.safetensors.index.json lists."""
+    index = folder / "model.safetensors.index.json"
+    files = ["model.safetensors"]
+    if index.exists():
+        files = sorted(set(read_json(index).get("weight_map", {}).values()))
+    tensors: dict[str, Tensor] = {}
+    for name in files:
+        tensors |= read_safetensors(folder / name)
+    return tensors
+
+
+def read_safetensors(path: Path) -> dict[str, Tensor]:
+    """Name -> tensor of one file; UserError when it is missing or broken."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            return {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118, the file is no mapping
+    except FileNotFoundError:
+        raise UserError(
+            f"{path} does not exist; only safetensors weights are read, convert others first"
+        ) from None
+    except (SafetensorError, OSError) as error:
+        raise UserError(
+            f"{path} is not a whole safetensors file ({error}); copy or download it again"
+        ) from None

@@ -1,0 +1,77 @@
+"""From hidden states to losses, without holding the logits of a whole batch.
+
+Shapes: N tokens, C tokens of one chunk, d model width, V vocabulary. Targets equal to IGNORE take no part.
+"""
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+IGNORE = -100
+"""Target of a token that is not trained, PyTorch's own convention."""
+
+CHUNK_LOGITS = 2**21
+"""Logits held at once: 8 MB of float32, which stays in a processor's cache."""
+
+
+def cross_entropy_sum(hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
+    """Sum of the cross-entropies in nats over the tokens that have a target; a float32 scalar.
+
+    hidden: (N, d) in any dtype, which is also the dtype of the matrix products; weight: (V, d); targets: (N,).
+    Exponentials and sums are float32. Without a single target the result is exactly 0, its gradients too.
+    The gradient is computed chunk by chunk on the way forward, while a chunk's logits are at hand.
+    """
+    return _CrossEntropySum.apply(hidden, weight.to(hidden.dtype), targets)  # pyright: ignore
+
+
+class _CrossEntropySum(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
+        need_hidden, need_weight, _ = ctx.needs_input_grad
+        rows = torch.nonzero(targets != IGNORE).squeeze(1)  # untrained tokens cost nothing
+        loss = torch.zeros((), dtype=torch.float32, device=hidden.device)
+        d_hidden = torch.zeros_like(hidden) if need_hidden else None
+        d_weight = torch.zeros_like(weight, dtype=torch.float32) if need_weight else None
+        for index in rows.split(max(1, CHUNK_LOGITS // weight.shape[0])):
+            h, target = hidden[index], targets[index][:, None]
+            logits = F.linear(h, weight).float()  # (C, V)
+            log_z = logits.logsumexp(dim=1, keepdim=True)
+            loss += (log_z - logits.gather(1, target)).sum()
+            if d_hidden is None and d_weight is None:
+                continue
+            d_logits = logits.sub_(log_z).exp_()  # softmax, then minus one at the target
+            d_logits = d_logits.scatter_add_(1, target, d_logits.new_full(target.shape, -1.0)).to(h.dtype)
+            if d_hidden is not None:
+                d_hidden[index] = d_logits @ weight
+            if d_weight is not None:
+                d_weight += d_logits.t() @ h
+        ctx.save_for_backward(d_hidden, d_weight)
+        ctx.weight_dtype = weight.dtype
+        return loss
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, None]:  # pyright: ignore
+        d_hidden, d_weight = ctx.saved_tensors
+        d_hidden = None if d_hidden is None else (d_hidden * grad).to(d_hidden.dtype)
+        d_weight = None if d_weight is None else (d_weight * grad).to(ctx.weight_dtype)
+        return d_hidden, d_weight, None
+
+
+def token_logprobs(hidden: Tensor, weight: Tensor, targets: Tensor, temperature: float = 1.0) -> Tensor:
+    """(N,) float32 log-probability in nats of each target under softmax(logits / temperature); 0 where ignored.
+
+    hidden: (N, d); weight: (V, d); targets: (N,). Differentiable; keeps its logits for the way back.
+    Raises ValueError if temperature is not positive.
+    """
+    if not temperature > 0:
+        raise ValueError(f"temperature is {temperature}; log-probabilities need a positive one")
+    weight = weight.to(hidden.dtype)
+    pieces = []
+    for h, target in zip(
+        hidden.split(rows := max(1, CHUNK_LOGITS // weight.shape[0])), targets.split(rows), strict=True
+    ):
+        logits = F.linear(h, weight).float() / temperature  # (C, V)
+        pieces.append(-F.cross_entropy(logits, target, ignore_index=IGNORE, reduction="none"))
+    return torch.cat(pieces) if pieces else hidden.new_zeros(0, dtype=torch.float32)

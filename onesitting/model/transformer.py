@@ -1,0 +1,328 @@
+"""The model: a decoder in the Qwen3 shape, with switches that reach Llama and GPT-2.
+
+Read it from top to bottom: norms, rotary positions, masks, attention, MLP, block, model, initial weights.
+
+Shapes: B batch, T time, S stored (key) time, H query heads, K key/value heads, D head width, F width of the
+MLP's hidden layer, V vocabulary, d_model width of the residual stream.
+
+Precision. Parameters are float32 while training. A forward pass runs in the dtype that `torch.autocast` names
+(float32 without it): `hidden` reads that dtype once and each layer casts its own weight to the dtype of its
+input, so a weight is cast once a forward pass and an activation never twice. Sums inside norms, softmax and
+rotations are float32 whatever the dtype.
+"""
+
+import math
+from typing import TYPE_CHECKING
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from onesitting.config import ModelConfig
+from onesitting.errors import UserError
+
+if TYPE_CHECKING:
+    from onesitting.model.kv_cache import KVCache
+
+
+class Linear(nn.Linear):
+    """`x W^T + b` in the dtype of x; the weight is left unset, `init_weights` or a checkpoint fills it."""
+
+    def reset_parameters(self) -> None:
+        """Nothing: PyTorch's default would draw from the global random state."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        bias = None if self.bias is None else self.bias.to(input.dtype)
+        return F.linear(input, self.weight.to(input.dtype), bias)
+
+
+class RMSNorm(nn.Module):
+    """`x / rms(x) * weight` over the last dimension (Zhang & Sennrich 2019, arXiv:1910.07467)."""
+
+    def __init__(self, width: int, eps: float) -> None:
+        super().__init__()
+        self.eps = eps
+        self.weight = nn.Parameter(torch.empty(width))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.rms_norm(x, (x.shape[-1],), self.weight.to(x.dtype), self.eps)
+
+
+class LayerNorm(nn.Module):
+    """`(x - mean) / std * weight + bias` over the last dimension (Ba et al. 2016, arXiv:1607.06450)."""
+
+    def __init__(self, width: int, eps: float, bias: bool) -> None:
+        super().__init__()
+        self.eps = eps
+        self.weight = nn.Parameter(torch.empty(width))
+        self.bias = nn.Parameter(torch.empty(width)) if bias else None
+
+    def forward(self, x: Tensor) -> Tensor:
+        bias = None if self.bias is None else self.bias.to(x.dtype)
+        return F.layer_norm(x, (x.shape[-1],), self.weight.to(x.dtype), bias, self.eps)
+
+
+def make_norm(cfg: ModelConfig) -> RMSNorm | LayerNorm:
+    """The norm of the residual stream that the configuration names."""
+    if cfg.norm == "rms":
+        return RMSNorm(cfg.d_model, cfg.norm_eps)
+    return LayerNorm(cfg.d_model, cfg.norm_eps, cfg.bias)
+
+
+def rope_tables(positions: Tensor, head_dim: int, theta: float) -> tuple[Tensor, Tensor]:
+    """Cosines and sines of the rotation angles, each (..., T, 1, D/2) float32 for positions (..., T).
+
+    Pair i of a head turns by `position * theta^(-2i/D)` radians (Su et al. 2021, arXiv:2104.09864).
+    """
+    exponent = torch.arange(0, head_dim, 2, device=positions.device, dtype=torch.float32) / head_dim
+    angles = positions.to(torch.float32)[..., None, None] * theta**-exponent
+    return angles.cos(), angles.sin()
+
+
+def rotate(x: Tensor, rope: tuple[Tensor, Tensor]) -> Tensor:
+    """x (B, T, heads, D) turned by its position; pair i is (x[i], x[i + D/2]), as Hugging Face stores it."""
+    cos, sin = (table.to(x.dtype) for table in rope)
+    left, right = x.chunk(2, dim=-1)
+    return torch.cat((left * cos - right * sin, right * cos + left * sin), dim=-1)
+
+
+def document_positions(doc_ids: Tensor) -> Tensor:
+    """(B, T) int64 positions that restart at 0 with each document of a row; doc_ids (B, T) integers."""
+    index = torch.arange(doc_ids.shape[1], device=doc_ids.device).expand(doc_ids.shape)
+    is_start = F.pad(doc_ids[:, 1:] != doc_ids[:, :-1], (1, 0), value=True)
+    return index - torch.where(is_start, index, 0).cummax(dim=1).values
+
+
+def document_mask(doc_ids: Tensor) -> Tensor:
+    """(B, 1, T, T) bool, true where a query (row) may see a key (column): same document, not later."""
+    same = doc_ids[:, :, None] == doc_ids[:, None, :]
+    return same.tril()[:, None]
+
+
+class Attention(nn.Module):
+    """Causal self-attention with grouped queries (Ainslie et al. 2023, arXiv:2305.13245)."""
+
+    def __init__(self, cfg: ModelConfig) -> None:
+        super().__init__()
+        self.head_dim = cfg.head_dim
+        self.q_proj = Linear(cfg.d_model, cfg.n_heads * cfg.head_dim, bias=cfg.bias)
+        self.k_proj = Linear(cfg.d_model, cfg.n_kv_heads * cfg.head_dim, bias=cfg.bias)
+        self.v_proj = Linear(cfg.d_model, cfg.n_kv_heads * cfg.head_dim, bias=cfg.bias)
+        self.o_proj = Linear(cfg.n_heads * cfg.head_dim, cfg.d_model, bias=cfg.bias)
+        # Per-head norms keep attention logits bounded at high learning rates (Henry et al. 2020, arXiv:2010.04245).
+        self.q_norm = RMSNorm(cfg.head_dim, cfg.norm_eps) if cfg.qk_norm else None
+        self.k_norm = RMSNorm(cfg.head_dim, cfg.norm_eps) if cfg.qk_norm else None
+
+    def forward(
+        self,
+        x: Tensor,
+        rope: tuple[Tensor, Tensor] | None,
+        mask: Tensor | None,
+        cache: "KVCache | None",
+        layer: int,
+    ) -> Tensor:
+        """(B, T, d_model). mask: (B, 1, T, S) bool, or None for plain causal attention over x itself."""
+        B, T, _ = x.shape
+        q = self.q_proj(x).view(B, T, -1, self.head_dim)  # (B, T, H, D)
+        k = self.k_proj(x).view(B, T, -1, self.head_dim)  # (B, T, K, D)
+        v = self.v_proj(x).view(B, T, -1, self.head_dim)
+        if self.q_norm is not None and self.k_norm is not None:
+            q, k = self.q_norm(q), self.k_norm(k)
+        if rope is not None:
+            q, k = rotate(q, rope), rotate(k, rope)
+        q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)  # (B, heads, T, D)
+        if cache is not None:
+            k, v = cache.write(layer, k, v)  # (B, K, S, D)
+        y = F.scaled_dot_product_attention(
+            q, k, v, attn_mask=mask, is_causal=mask is None, enable_gqa=q.shape[1] != k.shape[1]
+        )
+        return self.o_proj(y.transpose(1, 2).reshape(B, T, -1))
+
+
+class SwiGLU(nn.Module):
+    """`down(silu(gate(x)) * up(x))` (Shazeer 2020, arXiv:2002.05202)."""
+
+    def __init__(self, cfg: ModelConfig) -> None:
+        super().__init__()
+        self.gate_proj = Linear(cfg.d_model, cfg.d_ff, bias=cfg.bias)
+        self.up_proj = Linear(cfg.d_model, cfg.d_ff, bias=cfg.bias)
+        self.down_proj = Linear(cfg.d_ff, cfg.d_model, bias=cfg.bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))
+
+
+class GELU(nn.Module):
+    """`down(gelu(up(x)))` with the tanh approximation, as GPT-2 has it."""
+
+    def __init__(self, cfg: ModelConfig) -> None:
+        super().__init__()
+        self.up_proj = Linear(cfg.d_model, cfg.d_ff, bias=cfg.bias)
+        self.down_proj = Linear(cfg.d_ff, cfg.d_model, bias=cfg.bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.down_proj(F.gelu(self.up_proj(x), approximate="tanh"))
+
+
+class Block(nn.Module):
+    """Attention, then MLP, each on the normed residual stream and added to it."""
+
+    def __init__(self, cfg: ModelConfig, layer: int) -> None:
+        super().__init__()
+        self.layer = layer
+        self.input_layernorm = make_norm(cfg)
+        self.self_attn = Attention(cfg)
+        self.post_attention_layernorm = make_norm(cfg)
+        self.mlp = SwiGLU(cfg) if cfg.mlp == "swiglu" else GELU(cfg)
+
+    def forward(
+        self,
+        x: Tensor,
+        rope: tuple[Tensor, Tensor] | None,
+        mask: Tensor | None = None,
+        cache: "KVCache | None" = None,
+    ) -> Tensor:
+        x = x + self.self_attn(self.input_layernorm(x), rope, mask, cache, self.layer)
+        return x + self.mlp(self.post_attention_layernorm(x))
+
+
+class Trunk(nn.Module):
+    """Everything but the output matrix; named `model` in Hugging Face's state dict."""
+
+    def __init__(self, cfg: ModelConfig) -> None:
+        super().__init__()
+        self.embed_tokens = nn.Embedding(
+            cfg.vocab_size, cfg.d_model, _weight=torch.empty(cfg.vocab_size, cfg.d_model)
+        )
+        self.embed_positions = None
+        if cfg.positions == "learned":
+            table = torch.empty(cfg.context_length, cfg.d_model)
+            self.embed_positions = nn.Embedding(cfg.context_length, cfg.d_model, _weight=table)
+        self.layers = nn.ModuleList(Block(cfg, layer) for layer in range(cfg.n_layers))
+        self.norm = make_norm(cfg)
+
+
+class Transformer(nn.Module):
+    """A causal language model of the shape `cfg`.
+
+    seed: initial weights are a function of (cfg, seed) alone; None leaves them unset, for a checkpoint to fill.
+    Raises UserError naming the setting when the shape is impossible.
+    """
+
+    def __init__(self, cfg: ModelConfig, seed: int | None = 0) -> None:
+        super().__init__()
+        check_shape(cfg)
+        self.cfg = cfg
+        self.model = Trunk(cfg)
+        self.lm_head = None if cfg.tie_embeddings else Linear(cfg.d_model, cfg.vocab_size, bias=False)
+        if seed is not None:
+            self.init_weights(seed)
+
+    @property
+    def output_weight(self) -> Tensor:
+        """(V, d_model): the token embedding where tied, else the output matrix."""
+        return self.model.embed_tokens.weight if self.lm_head is None else self.lm_head.weight
+
+    @property
+    def device(self) -> torch.device:
+        return self.model.embed_tokens.weight.device
+
+    def forward(
+        self,
+        tokens: Tensor,
+        *,
+        doc_ids: Tensor | None = None,
+        positions: Tensor | None = None,
+        cache: "KVCache | None" = None,
+    ) -> Tensor:
+        """Logits (B, T, V) float32 for tokens (B, T); the arguments are those of `hidden`."""
+        x = self.hidden(tokens, doc_ids=doc_ids, positions=positions, cache=cache)
+        return F.linear(x, self.output_weight.to(x.dtype)).float()
+
+    def hidden(
+        self,
+        tokens: Tensor,
+        *,
+        doc_ids: Tensor | None = None,
+        positions: Tensor | None = None,
+        cache: "KVCache | None" = None,
+    ) -> Tensor:
+        """Normed residual stream (B, T, d_model) after the last block, in the compute dtype.
+
+        tokens: (B, T) integers in [0, V).
+        doc_ids: (B, T) integers; a token sees only earlier tokens of its row with the same id, ids being
+            constant over a document's run of tokens. None: the row is one document.
+        positions: (B, T) integers; None: counted from the start of the row or of the document.
+        cache: keys and values of earlier tokens; positions and mask then come from it.
+        """
+        mask = None
+        if cache is not None:
+            positions, mask = cache.advance(tokens.shape[1])
+        elif doc_ids is not None:
+            positions = document_positions(doc_ids) if positions is None else positions
+            mask = document_mask(doc_ids)
+        elif positions is None:
+            positions = torch.arange(tokens.shape[1], device=tokens.device)[None]
+        x = self.model.embed_tokens(tokens)  # (B, T, d_model)
+        rope = None
+        if self.model.embed_positions is not None:
+            x = x + self.model.embed_positions(positions)
+        else:
+            rope = rope_tables(positions, self.cfg.head_dim, self.cfg.rope_theta)
+        x = x.to(compute_dtype(x))
+        for block in self.model.layers:
+            x = block(x, rope, mask, cache)
+        return self.model.norm(x)
+
+    @torch.no_grad()
+    def init_weights(self, seed: int) -> None:
+        """Fill every parameter from one generator; the result depends on (cfg, seed) only, not on the device."""
+        generator = torch.Generator().manual_seed(seed)
+
+        def normal_(weight: Tensor, std: float) -> None:
+            weight.copy_(torch.randn(weight.shape, generator=generator) * std)
+
+        for name, parameter in self.named_parameters():
+            if name.endswith("bias"):
+                parameter.zero_()
+            elif parameter.ndim == 1:
+                parameter.fill_(1.0)
+            elif "o_proj" in name or "down_proj" in name:
+                parameter.zero_()
+            elif "embed" in name:
+                normal_(parameter, 0.02 if self.cfg.tie_embeddings else 1.0)
+            elif name == "lm_head.weight":
+                normal_(parameter, 0.001)
+            else:
+                normal_(parameter, parameter.shape[1] ** -0.5)
+
+
+def compute_dtype(x: Tensor) -> torch.dtype:
+    """The dtype of this forward pass: autocast's where it is on, else that of the weights."""
+    kind = x.device.type
+    return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x.dtype
+
+
+def check_shape(cfg: ModelConfig) -> None:
+    """Raise UserError when the numbers of a ModelConfig cannot make a model."""
+    for name in (
+        "n_layers",
+        "d_model",
+        "n_heads",
+        "n_kv_heads",
+        "head_dim",
+        "d_ff",
+        "vocab_size",
+        "context_length",
+    ):
+        if getattr(cfg, name) < 1:
+            raise UserError(f"model.{name} is {getattr(cfg, name)}; give a whole number of at least 1")
+    if cfg.n_heads % cfg.n_kv_heads:
+        raise UserError(
+            f"model.n_kv_heads is {cfg.n_kv_heads}, which does not divide model.n_heads ({cfg.n_heads}); "
+            f"set model.n_kv_heads to a divisor of {cfg.n_heads}"
+        )
+    if cfg.positions == "rope" and cfg.head_dim % 2:
+        raise UserError(f"model.head_dim is {cfg.head_dim}; rotary positions need an even number")
+    if not (math.isfinite(cfg.norm_eps) and cfg.norm_eps > 0):
+        raise UserError(f"model.norm_eps is {cfg.norm_eps}; give a positive number such as 1e-6")
