@@ -72,10 +72,21 @@ def assistant_message(content: str, thinking: str = "") -> Message:
 def call_message(name: str, arguments: Mapping[str, Any], call_id: str = "call_1") -> Message:
     """An assistant message that calls one tool."""
     function = {"name": name, "arguments": json.dumps(dict(arguments), ensure_ascii=False)}
-    return {"role": "assistant", "content": "", "tool_calls": [{"id": call_id, "type": "function", "function": function}]}
+    return {
+        "role": "assistant",
+        "content": "",
+        "tool_calls": [{"id": call_id, "type": "function", "function": function}],
+    }
 
 
-_OPENINGS = ("Hi! {}", "Hello. {}", "Hey, a question: {}", "Tell me: {}", "One more thing. {}", "I was wondering: {}")
+_OPENINGS = (
+    "Hi! {}",
+    "Please help me. {}",
+    "Hello. {}",
+    "Hey, a question: {}",
+    "Tell me: {}",
+    "I was wondering: {}",
+)
 _ENDINGS = ("{} Thanks!", "{} Please tell me.", "{} Thank you.")
 
 
