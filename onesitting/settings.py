@@ -117,19 +117,23 @@ def unknown_setting(name: str) -> str:
         return f"unknown setting '{name}'; did you mean {' or '.join(map(repr, same_leaf))}?"
     if name in sections():
         return f"'{name}' is a section, not a setting; its settings are {_names_of(name)}"
-    mates = [other for other in known if known[other].section == section]
-    words = leaf.replace("_", " ")
-    # `optim.learning_rate` is spelt like none of the rates, but their help says "learning rate".
-    in_help = [other for other in mates if words in help_texts()[other].lower()]
-    close = difflib.get_close_matches(name, mates, 1, 0.75) or in_help[:1]
-    close = (
-        close or difflib.get_close_matches(name, mates, 1) or difflib.get_close_matches(name, known, 1, 0.7)
-    )
+    close = _nearest(leaf, section) or difflib.get_close_matches(name, known, 1, 0.7)
     if close:
-        return f"unknown setting '{name}'; did you mean '{close[0]}'?"
+        return f"unknown setting '{name}'; did you mean {' or '.join(map(repr, close))}?"
     if section in sections() and section:
         return f"unknown setting '{name}'; settings of '{section}' are {_names_of(section)}"
     return f"unknown setting '{name}'; `onesitting run --help` lists all settings"
+
+
+def _nearest(leaf: str, section: str) -> list[str]:
+    """Settings of one section whose name contains, resembles, or whose help mentions the name asked for."""
+    mates = {name.rpartition(".")[2]: name for name, it in settings().items() if it.section == section}
+    parts = [mates[other] for other in mates if set(leaf.split("_")) <= set(other.split("_"))]
+    alike = [mates[other] for other in difflib.get_close_matches(leaf, mates, 1)]
+    # `optim.learning_rate` is spelt like none of the rates, but their help says "learning rate".
+    words = leaf.replace("_", " ")
+    in_help = [name for name in mates.values() if len(words) > 3 and words in help_texts()[name].lower()]
+    return parts or alike or in_help[:1]
 
 
 def _names_of(section: str) -> str:
