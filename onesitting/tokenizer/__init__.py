@@ -1,0 +1,1 @@
+"""Text to token ids and back; conversations to ids with a mask of what is trained."""

@@ -1,0 +1,408 @@
+"""Byte-level BPE: trained with Hugging Face `tokenizers`, encoded with tiktoken, stored as tokenizer.json.
+
+Any text can be encoded, since every byte is a token, and the joined bytes of the tokens are the text again.
+The text is first cut into words by a regular expression; merges never cross a cut. The expression is Qwen2's,
+so that GGUF can name it (`tokenizer.ggml.pre = "qwen2"`), with no Unicode normalisation, so that nothing is
+lost.
+
+tiktoken encodes an order of magnitude faster than `tokenizers`, from a table of ranks. The two agree for
+every text if and only if the table reproduces each merge (`_ranks_reproduce_merges`); otherwise `tokenizers`
+encodes.
+"""
+
+import hashlib
+import itertools
+import json
+import os
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import tiktoken
+import tokenizers
+from tokenizers import Regex, decoders, models, pre_tokenizers, trainers
+
+from onesitting.errors import UserError
+from onesitting.runlog import write_atomic
+from onesitting.tokenizer.chat import CHAT_TEMPLATE
+
+SPECIAL_TOKENS = (
+    "<|endoftext|>",
+    "<|im_start|>",
+    "<|im_end|>",
+    "<think>",
+    "</think>",
+    "<tool_call>",
+    "</tool_call>",
+    "<tool_response>",
+    "</tool_response>",
+)
+"""The first ids of every vocabulary trained here, in this order."""
+
+# Words of the conversation's content: a decoder that drops special tokens keeps these, as Qwen3's does.
+_CONTENT_MARKS = frozenset(SPECIAL_TOKENS[3:])
+
+QWEN2_PATTERN = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*"
+    r"|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+"""Cuts text into words; each digit stands alone. Format constant of Qwen2's tokenizer.json."""
+
+GPT2_PATTERN = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
+"""GPT-2's expression, which `ByteLevel(use_regex=true)` stands for."""
+
+VOCAB_MULTIPLE = 64  # matrix products are fastest with row counts that are multiples of this
+N_BYTES = 256
+# tiktoken's regular expressions give up after a million steps of backtracking, which one run of so many
+# blanks takes.
+_LONG_BLANK = 500_000
+
+
+def _byte_characters() -> dict[str, int]:
+    """The character that stands for each byte in tokenizer.json (GPT-2's table) -> the byte."""
+    printable = [b for b in range(N_BYTES) if 0x21 <= b <= 0x7E or (0xA1 <= b <= 0xFF and b != 0xAD)]
+    others = [b for b in range(N_BYTES) if b not in set(printable)]
+    return {chr(b): b for b in printable} | {chr(N_BYTES + i): b for i, b in enumerate(others)}
+
+
+_BYTE_OF = _byte_characters()
+
+
+class Tokenizer:
+    """Text to ids and back. Build it with `train_tokenizer` or `Tokenizer.load`.
+
+    Attributes:
+        vocab_size: rows that an embedding needs, unused ids included.
+        hash: SHA-256 of tokenizer.json, in hex.
+        special_ids: text of each special token -> id.
+        token_bytes: the bytes that each id stands for; b"" for special and unused ids.
+        eos_id: end of a document; the first token that a model sees.
+    """
+
+    def __init__(self, tokenizer_json: str, settings: dict[str, Any] | None = None) -> None:
+        self.tokenizer_json = tokenizer_json
+        self.settings = settings or {}
+        self.hash = hashlib.sha256(tokenizer_json.encode()).hexdigest()
+        self._spec: dict[str, Any] = json.loads(tokenizer_json)
+        added: list[dict[str, Any]] = self._spec.get("added_tokens") or []
+        self.special_ids: dict[str, int] = {token["content"]: token["id"] for token in added}
+        self.token_bytes, self._shown_bytes = _bytes_of_ids(self._spec)
+        self.vocab_size = len(self.token_bytes)
+        self.eos_id = self._end_of_document()
+
+    @classmethod
+    def load(cls, folder: str | Path) -> "Tokenizer":
+        """Read tokenizer.json (and tokenizer_config.json) of a folder, ours or any byte-level BPE of Hugging
+        Face.
+
+        Raises UserError if it is missing, damaged, or of another kind.
+        """
+        path = Path(folder).expanduser()
+        file = path / "tokenizer.json" if path.is_dir() else path
+        try:
+            text = file.read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise UserError(
+                f"tokenizer.path: cannot read '{file}' ({error}); give a folder that holds tokenizer.json"
+            ) from None
+        settings_file = file.with_name("tokenizer_config.json")
+        try:
+            settings = json.loads(settings_file.read_text(encoding="utf-8")) if settings_file.exists() else {}
+            return cls(text, settings)
+        except UserError as error:
+            raise UserError(f"tokenizer.path: '{file}': {error}") from None
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise UserError(
+                f"tokenizer.path: '{file}' is damaged ({error!r}); copy or train it again"
+            ) from None
+
+    def save(self, folder: str | Path) -> None:
+        """Write tokenizer.json and tokenizer_config.json; `transformers.AutoTokenizer` loads the folder."""
+        path = Path(folder)
+        settings = {**_default_settings(self), **self.settings}
+        write_atomic(path / "tokenizer.json", self.tokenizer_json)
+        write_atomic(
+            path / "tokenizer_config.json", json.dumps(settings, ensure_ascii=False, indent=2) + "\n"
+        )
+
+    @property
+    def im_start_id(self) -> int:
+        """Id of <|im_start|>, which opens a message."""
+        return self.special_id("<|im_start|>")
+
+    @property
+    def im_end_id(self) -> int:
+        """Id of <|im_end|>, which closes a message."""
+        return self.special_id("<|im_end|>")
+
+    @property
+    def stop_ids(self) -> set[int]:
+        """Ids that end a reply or a document."""
+        return {self.eos_id} | {self.special_ids[t] for t in ("<|im_end|>",) if t in self.special_ids}
+
+    @property
+    def n_unused(self) -> int:
+        """Ids that stand for nothing: they fill the vocabulary up to a multiple of 64."""
+        return sum(text.startswith("<|unused_") for text in self.special_ids)
+
+    def special_id(self, token: str) -> int:
+        """Id of a special token. Raises UserError if the vocabulary lacks it."""
+        if token not in self.special_ids:
+            raise UserError(
+                f"tokenizer.path: this vocabulary has no {token} token, which conversations need; "
+                "train a tokenizer (leave tokenizer.path empty), or use one with ChatML tokens"
+            )
+        return self.special_ids[token]
+
+    def encode(self, text: str) -> list[int]:
+        """Ids of a text. The text is data: special tokens spelled in it are never recognised."""
+        return self.encode_array(text).tolist()
+
+    def encode_array(self, text: str) -> npt.NDArray[np.uint32]:
+        """As `encode`, into a uint32 array, with no Python object per token."""
+        if self._fast is None or _has_long_blank(text):
+            return np.array(self._backend.encode(text, add_special_tokens=False).ids, dtype=np.uint32)
+        try:
+            return self._fast.encode_to_numpy(text, disallowed_special=())
+        except UnicodeEncodeError:  # a lone surrogate, which no UTF-8 file can hold
+            return self._fast.encode_to_numpy(_without_surrogates(text), disallowed_special=())
+
+    def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
+        """Ids of each text, on all processors."""
+        if self._fast is None or any(map(_has_long_blank, texts)):
+            return [e.ids for e in self._backend.encode_batch(list(texts), add_special_tokens=False)]
+        return self._fast.encode_ordinary_batch(list(texts), num_threads=os.cpu_count() or 1)
+
+    def decode_bytes(self, ids: Iterable[int]) -> bytes:
+        """The bytes that ids stand for; special tokens stand for none."""
+        return b"".join([self.token_bytes[i] for i in ids])
+
+    def decode(self, ids: Iterable[int], skip_special: bool = True) -> str:
+        """Text of ids; bytes that are not UTF-8 (a cut character) become U+FFFD."""
+        if skip_special:
+            return self.decode_bytes(ids).decode("utf-8", errors="replace")
+        return b"".join([self._shown_bytes[i] for i in ids]).decode("utf-8", errors="replace")
+
+    @cached_property
+    def _backend(self) -> tokenizers.Tokenizer:
+        backend = tokenizers.Tokenizer.from_str(self.tokenizer_json)
+        backend.encode_special_tokens = True  # special tokens spelled in a text are text
+        return backend
+
+    @cached_property
+    def _fast(self) -> tiktoken.Encoding | None:
+        """tiktoken with the same result for every text, or None where that cannot be shown."""
+        pattern = _split_pattern(self._spec)
+        ranks = {piece: i for i, piece in enumerate(self.token_bytes) if piece}
+        if pattern is None or self._spec.get("normalizer") is not None:
+            return None
+        if not _ranks_reproduce_merges(ranks, _merges(self._spec)):
+            return None
+        return tiktoken.Encoding(self.hash, pat_str=pattern, mergeable_ranks=ranks, special_tokens={})
+
+    def _end_of_document(self) -> int:
+        named = self.settings.get("eos_token")
+        named = named.get("content") if isinstance(named, dict) else named
+        for name in ("<|endoftext|>", "<|end_of_text|>", named, "</s>"):
+            if name in self.special_ids:
+                return self.special_ids[name]
+        raise UserError(
+            "the vocabulary has no end-of-text token; name it as eos_token in tokenizer_config.json"
+        )
+
+    def __repr__(self) -> str:
+        return f"Tokenizer(vocab_size={self.vocab_size}, hash={self.hash[:12]})"
+
+    def __reduce__(
+        self,
+    ) -> tuple[Any, ...]:  # worker processes receive the text, and build the rest themselves
+        return Tokenizer, (self.tokenizer_json, self.settings)
+
+
+def train_tokenizer(texts: Iterable[str], vocab_size: int, *, pattern: str = QWEN2_PATTERN) -> Tokenizer:
+    """A tokenizer learned from texts; the same texts in the same order give the same tokenizer.
+
+    vocab_size: entries, special tokens and the 256 bytes included; rounded up to a multiple of 64. A text too
+    small to fill it gives a smaller vocabulary; what is missing to the next multiple of 64 are unused ids.
+    Raises UserError if vocab_size cannot hold the special tokens and the bytes, or if there is no text.
+    """
+    smallest = len(SPECIAL_TOKENS) + N_BYTES
+    if vocab_size < smallest:
+        raise UserError(
+            f"tokenizer.vocab_size is {vocab_size}; {len(SPECIAL_TOKENS)} special tokens and {N_BYTES} bytes "
+            f"need at least {smallest}"
+        )
+    backend: Any = tokenizers.Tokenizer(models.BPE())
+    split = pre_tokenizers.Split(Regex(pattern), "isolated")
+    to_bytes = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    backend.pre_tokenizer = pre_tokenizers.Sequence([split, to_bytes])
+    backend.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=_round_up(vocab_size),
+        special_tokens=list(SPECIAL_TOKENS),
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        min_frequency=2,  # a merge that occurs once saves nothing
+        show_progress=False,
+    )
+    n_characters = 0
+
+    def counted() -> Iterator[str]:
+        nonlocal n_characters
+        for text in texts:
+            n_characters += len(text)
+            yield text
+
+    backend.train_from_iterator(counted(), trainer=trainer)
+    if n_characters == 0:
+        raise UserError("the tokenizer has no text to learn from; check data and tokenizer.train_mb")
+    return Tokenizer(_finished_json(backend.to_str()))
+
+
+def compression_report(
+    tokenizer: Tokenizer, texts: Sequence[str], baseline_texts: Sequence[str] | None = None
+) -> dict[str, float]:
+    """Bytes per token of texts, beside a BPE with GPT-2's expression and a vocabulary of the same size.
+
+    baseline_texts: what that BPE learns from; the texts that `tokenizer` was trained on make it a fair
+    comparison.
+    Returns n_bytes, bytes_per_token, gpt2_bytes_per_token, and ratio (above 1: ours needs fewer tokens).
+    """
+    size = tokenizer.vocab_size - tokenizer.n_unused
+    baseline = train_tokenizer(
+        baseline_texts or texts, max(size, len(SPECIAL_TOKENS) + N_BYTES), pattern=GPT2_PATTERN
+    )
+    n_bytes = sum(len(text.encode()) for text in texts)
+    ours = sum(map(len, tokenizer.encode_batch(texts)))
+    theirs = sum(map(len, baseline.encode_batch(texts)))
+    return {
+        "n_bytes": float(n_bytes),
+        "bytes_per_token": n_bytes / max(1, ours),
+        "gpt2_bytes_per_token": n_bytes / max(1, theirs),
+        "ratio": theirs / max(1, ours),
+    }
+
+
+def _round_up(size: int) -> int:
+    return -(-size // VOCAB_MULTIPLE) * VOCAB_MULTIPLE
+
+
+def _finished_json(trained: str) -> str:
+    """tokenizer.json as saved: content marks not special, the vocabulary filled up with unused ids."""
+    spec = json.loads(trained)
+    for token in spec["added_tokens"]:
+        token["special"] = token["content"] not in _CONTENT_MARKS
+    size = len(spec["model"]["vocab"])
+    plain = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)
+    for number, token_id in enumerate(range(size, _round_up(size))):
+        spec["added_tokens"].append(
+            {"id": token_id, "content": f"<|unused_{number}|>", **plain, "special": True}
+        )
+    return json.dumps(spec, ensure_ascii=False, indent=1) + "\n"
+
+
+def _default_settings(tokenizer: Tokenizer) -> dict[str, Any]:
+    """tokenizer_config.json of a tokenizer trained here: a reply ends at <|im_end|>."""
+    end = "<|im_end|>" if "<|im_end|>" in tokenizer.special_ids else None
+    settings: dict[str, Any] = {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "bos_token": None,
+        "eos_token": end,
+        "pad_token": "<|endoftext|>",
+        "unk_token": None,
+        "clean_up_tokenization_spaces": False,
+    }
+    if end:
+        settings["chat_template"] = CHAT_TEMPLATE
+    return settings
+
+
+def _merges(spec: dict[str, Any]) -> list[tuple[bytes, bytes]]:
+    """The merges in order; older files write a pair as one string with a blank."""
+    pairs = (merge.split(" ") if isinstance(merge, str) else merge for merge in spec["model"]["merges"])
+    return [(_token_bytes(left), _token_bytes(right)) for left, right in pairs]
+
+
+def _token_bytes(token: str) -> bytes:
+    return bytes([_BYTE_OF[character] for character in token])
+
+
+def _bytes_of_ids(spec: dict[str, Any]) -> tuple[list[bytes], list[bytes]]:
+    """Bytes of each id: as text, and with special tokens spelled out. Raises UserError if not byte-level."""
+    model = spec.get("model") or {}
+    if model.get("type", "BPE") != "BPE" or model.get("byte_fallback") or "merges" not in model:
+        raise UserError(
+            "not a byte-level BPE (GPT-2's, Llama 3's and Qwen's are); train one, or take another"
+        )
+    added: dict[int, dict[str, Any]] = {token["id"]: token for token in spec.get("added_tokens") or []}
+    by_id = {i: token for token, i in model["vocab"].items() if i not in added}
+    size = 1 + max([*by_id, *added])
+    data, shown = [b""] * size, [b""] * size
+    for i, token in by_id.items():
+        if any(character not in _BYTE_OF for character in token):
+            raise UserError(f"not a byte-level BPE: entry {i} is {token!r}; train one, or take another")
+        data[i] = shown[i] = _token_bytes(token)
+    missing = N_BYTES - len({piece for piece in data if len(piece) == 1})
+    if missing:
+        raise UserError(
+            f"not a byte-level BPE: {missing} of the 256 bytes are no tokens; train one, or take another"
+        )
+    for i, token in added.items():
+        shown[i] = token["content"].encode()
+        if not token.get("special") and token["content"] not in SPECIAL_TOKENS:
+            data[i] = shown[i]
+    return data, shown
+
+
+def _split_pattern(spec: dict[str, Any]) -> str | None:
+    """The expression that cuts text into words, if it is the only rule before the merges; else None."""
+    steps = spec.get("pre_tokenizer") or {}
+    steps = steps.get("pretokenizers", [steps])
+    if any(step.get("add_prefix_space") for step in steps):
+        return None
+    kinds = [step.get("type") for step in steps]
+    if kinds == ["ByteLevel"] and steps[0].get("use_regex", True):
+        return GPT2_PATTERN
+    if kinds == ["Split", "ByteLevel"] and not steps[1].get("use_regex", True):
+        pattern = steps[0]["pattern"].get("Regex")
+        return pattern if steps[0].get("behavior") == "Isolated" and not steps[0].get("invert") else None
+    return None
+
+
+def _ranks_reproduce_merges(ranks: dict[bytes, int], merges: list[tuple[bytes, bytes]]) -> bool:
+    """Whether always joining the neighbours whose union has the lowest id does what the list of merges does.
+
+    It does if ids rise along the list and each union, cut with lower ids alone, is the pair of its merge: two
+    tokens stand side by side at that moment of some text's encoding only if they do in the encoding of their
+    own union.
+    """
+    last = -1
+    for left, right in merges:
+        rank = ranks.get(left + right)
+        if rank is None or rank <= last or _pieces_below(left + right, ranks, rank) != [left, right]:
+            return False
+        last = rank
+    return True
+
+
+def _pieces_below(word: bytes, ranks: dict[bytes, int], limit: int) -> list[bytes]:
+    """BPE of a word with the ids below limit."""
+    pieces = [word[i : i + 1] for i in range(len(word))]
+    while True:
+        unions = [ranks.get(a + b, limit) for a, b in itertools.pairwise(pieces)]
+        lowest = min(unions, default=limit)
+        if lowest >= limit:
+            return pieces
+        at = unions.index(lowest)
+        pieces[at : at + 2] = [pieces[at] + pieces[at + 1]]
+
+
+def _has_long_blank(text: str) -> bool:
+    return len(text) >= _LONG_BLANK and re.search(rf"\s{{{_LONG_BLANK}}}", text) is not None
+
+
+def _without_surrogates(text: str) -> str:
+    return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
