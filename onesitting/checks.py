@@ -187,8 +187,8 @@ def _check_rows(cfg: RunConfig) -> None:
         if step_tokens % length:
             nearest = max(1, round(step_tokens / length)) * length
             raise UserError(
-                f"{stage}.step_tokens = {step_tokens} is not a whole number of rows of {length} tokens ({name}): "
-                f"use {nearest}"
+                f"{stage}.step_tokens = {step_tokens} is not a whole number of rows of {length} tokens "
+                f"({name}): use {nearest}"
             )
 
 
@@ -201,7 +201,8 @@ def _check_data(cfg: RunConfig) -> None:
         check_specs("corpus.val_data", cfg.corpus.val_data)
     elif cfg.corpus.val_fraction == 0:
         raise UserError(
-            "corpus.val_fraction = 0 leaves nothing to validate on: set it to 0.005, say, or give corpus.val_data"
+            "corpus.val_fraction = 0 leaves nothing to validate on: set it to 0.005, say, "
+            "or give corpus.val_data"
         )
 
 
@@ -237,7 +238,8 @@ def _check_places(cfg: RunConfig) -> None:
         )
     if cfg.model.init and not (Path(cfg.model.init).expanduser() / "config.json").is_file():
         raise UserError(
-            f"model.init = {cfg.model.init!r}: no config.json there; name a model's folder, such as runs/demo/sft/model"
+            f"model.init = {cfg.model.init!r}: no config.json there; "
+            "name a model's folder, such as runs/demo/sft/model"
         )
     if "/" in cfg.name or "\\" in cfg.name or cfg.name in (".", ".."):
         raise UserError(f"name = {cfg.name!r}: a folder's name without slashes; the folder above it is `out`")

@@ -115,7 +115,9 @@ def _measure(
             aims = targets[targets != IGNORED]  # (n,)
             n_tokens += aims.numel()
             n_bytes += int(lengths[aims].sum())
-            nats += _nats(model, tokens.to(device), targets.to(device), None if doc_ids is None else doc_ids.to(device))
+            nats += _nats(
+                model, tokens.to(device), targets.to(device), None if doc_ids is None else doc_ids.to(device)
+            )
     model.train(was_training)
     if n_bytes == 0:
         raise UserError(

@@ -1,5 +1,6 @@
 """Bits per byte against values computed by hand and in closed form."""
 
+import itertools
 import math
 from types import SimpleNamespace
 from typing import Any
@@ -32,9 +33,9 @@ def tiny_model() -> Transformer:
 
 def token_file(n: int = 101) -> Any:
     tokens = np.random.default_rng(3).integers(1, V, n).astype(np.uint16)
-    starts = np.array([0, 7, 30, 31, 64])
+    starts = np.array([start for start in (0, 7, 30, 31, 64) if start < n])
     tokens[starts] = 0
-    return SimpleNamespace(tokens=tokens, doc_starts=starts[starts < n])
+    return SimpleNamespace(tokens=tokens, doc_starts=starts)
 
 
 def by_hand(model: nn.Module, ids: list[int], context: int) -> tuple[float, int]:
@@ -65,7 +66,7 @@ def test_isolated_documents_equal_documents_measured_alone() -> None:
     ids = file.tokens.tolist()
     nats = 0.0
     bounds = [*file.doc_starts.tolist(), len(ids)]
-    for start, end in zip(bounds, bounds[1:], strict=False):
+    for start, end in itertools.pairwise(bounds):
         targets = ids[start + 1 : end + 1]  # the start of the next document is predicted from this one
         log_probs = torch.log_softmax(model(torch.tensor([ids[start : start + len(targets)]]))[0], -1)
         nats -= float(log_probs[range(len(targets)), targets].sum())
@@ -79,7 +80,9 @@ def test_isolated_documents_equal_documents_measured_alone() -> None:
 def test_it_does_not_depend_on_the_batch_size(batch_rows: int) -> None:
     model, file = tiny_model(), token_file()
     one = bits_per_byte(model, file, TOKEN_BYTES, context=16, max_tokens=101, batch_rows=4, device="cpu")
-    other = bits_per_byte(model, file, TOKEN_BYTES, context=16, max_tokens=101, batch_rows=batch_rows, device="cpu")
+    other = bits_per_byte(
+        model, file, TOKEN_BYTES, context=16, max_tokens=101, batch_rows=batch_rows, device="cpu"
+    )
     assert other.bits_per_byte == pytest.approx(one.bits_per_byte, rel=1e-6)
 
 
@@ -105,7 +108,9 @@ def test_only_the_first_max_tokens_count() -> None:
 def test_bfloat16_agrees_within_its_rounding() -> None:
     model, file = tiny_model(), token_file()
     exact = bits_per_byte(model, file, TOKEN_BYTES, context=16, max_tokens=101, device="cpu")
-    rough = bits_per_byte(model, file, TOKEN_BYTES, context=16, max_tokens=101, device="cpu", dtype=torch.bfloat16)
+    rough = bits_per_byte(
+        model, file, TOKEN_BYTES, context=16, max_tokens=101, device="cpu", dtype=torch.bfloat16
+    )
     assert rough.bits_per_byte == pytest.approx(exact.bits_per_byte, rel=0.02)
 
 
