@@ -21,7 +21,7 @@ def test_the_default_configuration_passes(tmp_path: Path) -> None:
 
 
 def test_the_count_of_special_tokens_is_the_tokenizers() -> None:
-    tokenizer = pytest.importorskip("onesitting.tokenizer")
+    tokenizer = pytest.importorskip("onesitting.tokenizer.bpe")
     assert len(tokenizer.SPECIAL_TOKENS) == checks.N_SPECIAL_TOKENS
 
 

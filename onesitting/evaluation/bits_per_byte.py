@@ -138,7 +138,7 @@ def _nats(model: nn.Module, tokens: Tensor, targets: Tensor, doc_ids: Tensor | N
     return float(cross_entropy_sum(hidden.flatten(0, 1), model.output_weight, targets.flatten()))
 
 
-def _precision(device: torch.device, dtype: torch.dtype | None) -> AbstractContextManager[None]:
+def _precision(device: torch.device, dtype: torch.dtype | None) -> AbstractContextManager[object]:
     if dtype is None:
         return nullcontext()
     return torch.autocast(device.type, dtype=dtype, enabled=dtype != torch.float32)

@@ -39,8 +39,9 @@ def _size(done: Sequence["StageReport"]) -> list[str]:
     ]
     if done[0].stage == "pretrain" and tokens and tokens < TOKENS_PER_PARAMETER * n_parameters:
         lines.append(
-            f"It has read {tokens / n_parameters:.1f} tokens for each parameter; {TOKENS_PER_PARAMETER} or so "
-            "is what a model of its size can use well, so a longer budget should make it better."
+            f"It has read {tokens / n_parameters:.1f} tokens for each parameter; "
+            f"about {TOKENS_PER_PARAMETER} is what a model of its size can use well, "
+            "so a longer budget should make it better."
         )
     return lines
 
@@ -87,12 +88,12 @@ def _abilities(stage: "StageReport") -> list[str]:
 
 def _ability(name: str, result: dict[str, Any]) -> str:
     accuracy, n = result["accuracy"], result["n"]
-    score = f"{accuracy:.0%} of {n}"
+    score = f"{100 * accuracy:.0f} % of {n}"
     baseline = result["baseline"]
     if accuracy == 0:
         return f"{name}: not at all ({score})."
     if baseline is not None and result["ci_low"] <= baseline:
-        return f"{name}: cannot be told from guessing ({score}; guessing gives {baseline:.0%})."
+        return f"{name}: cannot be told from guessing ({score}; guessing gives {100 * baseline:.0f} %)."
     if accuracy < HALF:
         return f"{name}: weak, more often wrong than right ({score})."
     if accuracy < MOSTLY:

@@ -20,6 +20,7 @@ STAGE_NOTE = (
 SUITE_NOTE = (
     "In brackets: the 95 % confidence interval. Guessing: what a reply scores that ignores the question."
 )
+CARD_ROWS = ("", "tokens", "time", "tokens a second", "share of the machine's limit", "bits per byte")
 Table = list[list[str]]
 """Rows of cells; the first row is the head."""
 
@@ -56,11 +57,13 @@ def to_markdown(report: "Report", curves_file: str | None) -> str:
 def print_card(report: "Report") -> None:
     """Print headline, stages, scores, limits in one sentence, and the next commands."""
     from rich.console import Console
+    from rich.markup import escape
     from rich.table import Table as RichTable
 
-    console = Console(highlight=False)
-    console.print(f"\n[bold]{report.name}[/bold]  {_headline(report)}")
-    for table in (_stage_table(report.stages), _suite_table(report.stages)):
+    console = Console(highlight=False, soft_wrap=True)
+    console.print(f"\n[bold]{escape(report.name)}[/bold]  {_headline(report)}")
+    stages = [row for row in _stage_table(report.stages) if row[0] in CARD_ROWS]
+    for table in (stages, _suite_table(report.stages)):
         if len(table) > 1:
             shown = RichTable(box=None, header_style="bold", padding=(0, 2))
             for index, cell in enumerate(table[0]):
@@ -73,7 +76,7 @@ def print_card(report: "Report") -> None:
         console.print(f"missing: {line}", style="yellow", markup=False)
     width = max((len(purpose) for purpose, _ in report.commands), default=0)
     for purpose, command in report.commands:
-        console.print(f"{purpose:<{width}}  [bold]{command}[/bold]")
+        console.print(f"{purpose:<{width}}  [bold]{escape(command)}[/bold]")
     console.print(f"full report: {report.path}/report.md", style="dim", markup=False)
 
 
@@ -166,8 +169,13 @@ def budget_sentence(budget: "BudgetReport") -> str:
         return sentence + f"{duration(budget.actual_s)} are used so far, and the run is not finished."
     verdict = "kept" if budget.kept else "not kept (promised: −5 % to +2 %)"
     return (
-        sentence + f"the run took {duration(budget.actual_s)}, {100 * budget.difference:+.1f} %: {verdict}."
+        sentence
+        + f"the run took {duration(budget.actual_s)}, {_signed(100 * budget.difference)} %: {verdict}."
     )
+
+
+def _signed(value: float) -> str:
+    return f"{value:+.1f}".replace("-", "−")
 
 
 def _samples(stages: Sequence["StageReport"]) -> list[str]:
@@ -214,4 +222,6 @@ def duration(seconds: float) -> str:
     hours, minutes = divmod(minutes, 60)
     if hours:
         return f"{hours} h {minutes} min"
-    return f"{minutes} min {rest} s" if minutes else f"{rest} s"
+    if minutes and rest:
+        return f"{minutes} min {rest} s"
+    return f"{minutes} min" if minutes else f"{rest} s"
