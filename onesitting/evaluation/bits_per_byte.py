@@ -56,12 +56,13 @@ def bits_per_byte(
     batch_rows: windows in a forward pass; 0: as many as make BATCH_TOKENS. Changes only the rounding.
     dtype: of the matrix products; None: as the surrounding autocast says.
     isolate: hide the documents of a window from each other, as the model was trained.
-    Each token but the first is a target once, with up to `context` tokens before it in its own
-    window. The end of a document costs bits and adds no bytes, so the figure is the length of a code
-    from which the documents, their ends included, can be read back. Nothing is random.
+    Each token is a target once, with up to `context` inputs before it in its own window; the first
+    input of the file is an end-of-text token, as for every document. The end of a document costs bits
+    and adds no bytes, so the figure is the length of a code from which the documents, their ends
+    included, can be read back. Nothing is random.
     Raises UserError if the tokens hold no text.
     """
-    ids = np.asarray(token_file.tokens[:max_tokens]).astype(np.int64)  # (n,)
+    ids = np.append(token_file.eos_id, token_file.tokens[:max_tokens]).astype(np.int64)  # (n + 1,)
     starts = np.asarray(token_file.doc_starts) if isolate else None
     windows = _windows(ids, starts, context, batch_rows or max(1, BATCH_TOKENS // context))
     return _measure(model, windows, token_bytes, torch.device(device), dtype)
@@ -86,7 +87,7 @@ def chat_bits_per_byte(
     from onesitting.data.examples import chat_rows, n_chat_rows
 
     wanted = math.ceil(max_tokens / row_length)
-    n_rows = min(wanted, math.ceil(n_chat_rows(chat_file, row_length=row_length, seed=0)))
+    n_rows = min(wanted, n_chat_rows(chat_file, row_length=row_length, seed=0))
     batch_rows = batch_rows or max(1, BATCH_TOKENS // row_length)
 
     def batches() -> Iterator[tuple[Tensor, Tensor, Tensor | None]]:
@@ -149,7 +150,8 @@ def _windows(
 ) -> Iterator[tuple[Tensor, Tensor, Tensor | None]]:
     """Batches (tokens, targets, doc_ids), each (B, T); the last window is filled up with ignored targets.
 
-    ids: (n,) token ids. starts: (documents,) positions of their first tokens, or None.
+    ids: (n + 1,) the end-of-text token, then the file's tokens. starts: (documents,) positions of their
+    first tokens in the file, or None. An input belongs to the document of its target, as in training.
     """
     n_targets = len(ids) - 1
     if n_targets < 1:

@@ -33,9 +33,9 @@ def tiny_model() -> Transformer:
 
 def token_file(n: int = 101) -> Any:
     tokens = np.random.default_rng(3).integers(1, V, n).astype(np.uint16)
-    starts = np.array([start for start in (0, 7, 30, 31, 64) if start < n])
-    tokens[starts] = 0
-    return SimpleNamespace(tokens=tokens, doc_starts=starts)
+    starts = np.array([start for start in (0, 7, 30, 32, 64) if start < n])
+    tokens[starts - 1] = 0  # each document ends with the end of text; that of the last one is the file's last
+    return SimpleNamespace(tokens=tokens, doc_starts=starts, eos_id=0)
 
 
 def by_hand(model: nn.Module, ids: list[int], context: int) -> tuple[float, int]:
@@ -52,11 +52,11 @@ def by_hand(model: nn.Module, ids: list[int], context: int) -> tuple[float, int]
 @torch.no_grad()
 def test_it_equals_the_value_computed_token_by_token() -> None:
     model, file = tiny_model(), token_file()
-    nats, n_bytes = by_hand(model, file.tokens.tolist(), 16)
+    nats, n_bytes = by_hand(model, [0, *file.tokens.tolist()], 16)
     found = bits_per_byte(model, file, TOKEN_BYTES, context=16, max_tokens=1000, device="cpu")
-    assert (found.n_tokens, found.n_bytes) == (100, n_bytes)
+    assert (found.n_tokens, found.n_bytes) == (101, n_bytes)
     assert found.bits_per_byte == pytest.approx(nats / n_bytes / math.log(2), rel=1e-5)
-    assert found.nats_per_token == pytest.approx(nats / 100, rel=1e-5)
+    assert found.nats_per_token == pytest.approx(nats / 101, rel=1e-5)
 
 
 @torch.no_grad()
@@ -67,13 +67,13 @@ def test_isolated_documents_equal_documents_measured_alone() -> None:
     nats = 0.0
     bounds = [*file.doc_starts.tolist(), len(ids)]
     for start, end in itertools.pairwise(bounds):
-        targets = ids[start + 1 : end + 1]  # the start of the next document is predicted from this one
-        log_probs = torch.log_softmax(model(torch.tensor([ids[start : start + len(targets)]]))[0], -1)
+        targets = ids[start:end]
+        log_probs = torch.log_softmax(model(torch.tensor([[0, *targets[:-1]]]))[0], -1)
         nats -= float(log_probs[range(len(targets)), targets].sum())
-    isolated = bits_per_byte(model, file, TOKEN_BYTES, context=59, max_tokens=60, device="cpu", isolate=True)
-    joined = bits_per_byte(model, file, TOKEN_BYTES, context=59, max_tokens=60, device="cpu")
-    assert isolated.nats_per_token * 59 == pytest.approx(nats, rel=1e-5)
-    assert abs(joined.nats_per_token * 59 - nats) > 0.1
+    isolated = bits_per_byte(model, file, TOKEN_BYTES, context=60, max_tokens=60, device="cpu", isolate=True)
+    joined = bits_per_byte(model, file, TOKEN_BYTES, context=60, max_tokens=60, device="cpu")
+    assert isolated.nats_per_token * 60 == pytest.approx(nats, rel=1e-5)
+    assert abs(joined.nats_per_token * 60 - nats) > 0.1
 
 
 @pytest.mark.parametrize("batch_rows", [1, 2, 3, 7, 100])
@@ -91,9 +91,9 @@ def test_a_uniform_model_needs_log2_of_the_vocabulary_per_token() -> None:
     with torch.no_grad():
         model.output_weight.zero_()
     found = bits_per_byte(model, file, TOKEN_BYTES, context=16, max_tokens=50, device="cpu")
-    n_bytes = sum(len(TOKEN_BYTES[i]) for i in file.tokens[1:50])
+    n_bytes = sum(len(TOKEN_BYTES[i]) for i in file.tokens[:50])
     assert found.nats_per_token == pytest.approx(math.log(V), rel=1e-6)
-    assert found.bits_per_byte == pytest.approx(49 * math.log2(V) / n_bytes, rel=1e-6)
+    assert found.bits_per_byte == pytest.approx(50 * math.log2(V) / n_bytes, rel=1e-6)
 
 
 def test_only_the_first_max_tokens_count() -> None:
@@ -120,8 +120,8 @@ def test_the_model_is_left_in_the_mode_it_was_in() -> None:
     assert model.training
 
 
-@pytest.mark.parametrize("tokens", [[], [5], [0, 0, 0]])
+@pytest.mark.parametrize("tokens", [[], [0], [0, 0, 0]])
 def test_no_text_is_refused_with_the_setting_to_change(tokens: list[int]) -> None:
-    empty = SimpleNamespace(tokens=np.array(tokens, np.uint16), doc_starts=np.array([0]))
+    empty = SimpleNamespace(tokens=np.array(tokens, np.uint16), doc_starts=np.array([0]), eos_id=0)
     with pytest.raises(UserError, match=r"corpus\.val_fraction"):
         bits_per_byte(tiny_model(), empty, TOKEN_BYTES, context=16, max_tokens=10, device="cpu")
