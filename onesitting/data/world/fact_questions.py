@@ -1,4 +1,4 @@
-"""The world's facts as questions and answers in many wordings; a (fact, wording) pair belongs to one split."""
+"""The world's facts as questions and answers; each (fact, wording) pair belongs to one split."""
 
 from dataclasses import dataclass
 from functools import lru_cache
@@ -30,12 +30,14 @@ class FactQuestion:
 # kind -> (questions, answers). {s} subject, {v} value; the other fields are made in `_fields`.
 _WORDINGS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "eats": (
-        ("What does {as} eat?", "What do {plural} eat?", "What should I give {as} to eat?", "What do {plural} like to eat?",
+        ("What does {as} eat?", "What do {plural} eat?", "What should I give {as} to eat?",
+         "What do {plural} like to eat?",
          "Which food is right for {as}?", "What is the food of {plural}?"),
         ("{As} eats {v}.",),
     ),
     "sleeps": (
-        ("Where does {as} sleep?", "Where do {plural} sleep?", "Where is {as} at night?", "Where can I find {as} when it sleeps?",
+        ("Where does {as} sleep?", "Where do {plural} sleep?", "Where is {as} at night?",
+         "Where can I find {as} when it sleeps?",
          "In what place do {plural} sleep?"),
         ("{As} sleeps {in_v}.",),
     ),
@@ -50,12 +52,14 @@ _WORDINGS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
         ("A young {s} is called {av}.",),
     ),
     "cover": (
-        ("What covers the body of {as}?", "What is the body of {as} covered with?", "What do {plural} have on their bodies?",
+        ("What covers the body of {as}?", "What is the body of {as} covered with?",
+         "What do {plural} have on their bodies?",
          "What does {as} have on its body?", "With what are {plural} covered?"),
         ("The body of {as} is covered with {v}.",),
     ),
     "skill": (
-        ("What can {as} do?", "What can {plural} do?", "What are {plural} able to do?", "What is {as} good at?",
+        ("What can {as} do?", "What can {plural} do?", "What are {plural} able to do?",
+         "What is {as} good at?",
          "What do {plural} do well?"),
         ("{As} can {v}.",),
     ),
@@ -65,22 +69,27 @@ _WORDINGS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
         ("{As} {v}.",),
     ),
     "price": (
-        ("How much does {one} cost?", "What does {one} cost?", "What is the price of {one}?", "How many coins does {one} cost?",
-         "How many coins do I need for {one}?", "What must I pay for {one}?", "I want to buy {one}. How much is it?"),
+        ("How much does {one} cost?", "What does {one} cost?", "What is the price of {one}?",
+         "How many coins does {one} cost?",
+         "How many coins do I need for {one}?", "What must I pay for {one}?",
+         "I want to buy {one}. How much is it?"),
         ("{One} costs {coins}.",),
     ),
     "shop": (
-        ("Where can I buy {as}?", "Where do people buy {as}?", "Which shop sells {as}?", "Which shop has {plural}?",
+        ("Where can I buy {as}?", "Where do people buy {as}?", "Which shop sells {as}?",
+         "Which shop has {plural}?",
          "I need {as}. Where should I go?", "Where do they sell {plural}?"),
         ("You can buy {as} at the {v}.",),
     ),
     "use": (
-        ("What do you use {as} for?", "What can I do with {as}?", "What is {as} good for?", "Why do people have {plural}?",
+        ("What do you use {as} for?", "What can I do with {as}?", "What is {as} good for?",
+         "Why do people have {plural}?",
          "What do people do with {as}?"),
         ("You use {as} to {v}.",),
     ),
     "deed": (
-        ("What does {as} do?", "What does {as} do all day?", "What is the work of {as}?", "Tell me what {as} does.",
+        ("What does {as} do?", "What does {as} do all day?", "What is the work of {as}?",
+         "Tell me what {as} does.",
          "What kind of work does {as} do?"),
         ("{As} {does}.",),
     ),
@@ -90,64 +99,77 @@ _WORDINGS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
         ("{As} works {in_v}.",),
     ),
     "source": (
-        ("Where {do} {what} come from?", "What {is_are} {what} made from?", "Tell me where people get {what}.",
+        ("Where {do} {what} come from?", "What {is_are} {what} made from?",
+         "Tell me where people get {what}.",
          "What do people need to get {what}?"),
         ("{comes} {v}.",),
     ),
     "effect": (
-        ("What happens when {s}?", "What happens if {s}?", "{S}. What happens then?", "Tell me what happens when {s}.",
+        ("What happens when {s}?", "What happens if {s}?", "{S}. What happens then?",
+         "Tell me what happens when {s}.",
          "Do you know what happens when {s}?", "Suppose that {s}. What follows?"),
         ("When {s}, {v}.",),
     ),
     "river": (
-        ("Which river flows through {s}?", "What is the river of {s} called?", "What is the name of the river in {s}?",
+        ("Which river flows through {s}?", "What is the river of {s} called?",
+         "What is the name of the river in {s}?",
          "I am in {s}. Which river is here?", "What do people call the river at {s}?"),
         ("The river of {s} is the {v}.",),
     ),
     "hill": (
-        ("Which hill is near {s}?", "What is the hill near {s} called?", "What is the name of the hill at {s}?",
+        ("Which hill is near {s}?", "What is the hill near {s} called?",
+         "What is the name of the hill at {s}?",
          "On which hill can I walk in {s}?", "What do people call the hill at {s}?"),
         ("The hill near {s} is {v}.",),
     ),
     "market_day": (
-        ("When is the market in {s}?", "On which day is the market in {s}?", "What is the market day of {s}?",
+        ("When is the market in {s}?", "On which day is the market in {s}?",
+         "What is the market day of {s}?",
          "Which day is market day in {s}?", "When can I go to the market in {s}?"),
         ("The market in {s} is on {v}.",),
     ),
     "festival": (
-        ("Which festival does {s} have?", "What is the festival of {s} called?", "What do people celebrate in {s}?",
+        ("Which festival does {s} have?", "What is the festival of {s} called?",
+         "What do people celebrate in {s}?",
          "What is the name of the festival in {s}?", "Which festival can I see in {s}?"),
         ("{S} has the {v}.",),
     ),
     "festival_month": (
-        ("In which month is the festival of {s}?", "When is the festival in {s}?", "When does {s} celebrate?",
+        ("In which month is the festival of {s}?", "When is the festival in {s}?",
+         "When does {s} celebrate?",
          "Which month has the festival of {s}?", "What month is the festival in {s}?"),
         ("The festival of {s} is in {v}.",),
     ),
     "produce": (
-        ("What is {s} known for?", "For which food is {s} known?", "Which food comes from {s}?", "What is the best food of {s}?",
+        ("What is {s} known for?", "For which food is {s} known?", "Which food comes from {s}?",
+         "What is the best food of {s}?",
          "What should I eat in {s}?"),
         ("{S} is known for its {v}.",),
     ),
     "holder": (
-        ("Who is the {job} of {town}?", "Who is the {job} in {town}?", "What is the name of the {job} in {town}?",
+        ("Who is the {job} of {town}?", "Who is the {job} in {town}?",
+         "What is the name of the {job} in {town}?",
          "I need a {job} in {town}. Who is it?", "Who works as a {job} in {town}?"),
         ("The {job} of {town} is {v}.",),
     ),
     "home_town": (
-        ("Where does {s} live?", "In which town does {s} live?", "Where is the home of {s}?", "Which town does {s} live in?"),
+        ("Where does {s} live?", "In which town does {s} live?", "Where is the home of {s}?",
+         "Which town does {s} live in?"),
         ("{s} lives in {v}.",),
     ),
     "job": (
-        ("What is the job of {s}?", "What does {s} do for work?", "What is {s}'s job?", "Which job does {s} have?"),
+        ("What is the job of {s}?", "What does {s} do for work?", "What is {s}'s job?",
+         "Which job does {s} have?"),
         ("{s} is {av}.",),
     ),
     "age": (
-        ("How old is {s}?", "What is the age of {s}?", "Do you know how old {s} is?", "Tell me the age of {s}."),
+        ("How old is {s}?", "What is the age of {s}?", "Do you know how old {s} is?",
+         "Tell me the age of {s}."),
         ("{s} is {v} years old.",),
     ),
     "friend": (
-        ("Who is the best friend of {s}?", "Who is {s}'s friend?", "Which friend does {s} have?", "Who is a friend of {s}?"),
+        ("Who is the best friend of {s}?", "Who is {s}'s friend?", "Which friend does {s} have?",
+         "Who is a friend of {s}?"),
         ("{s}'s friend is {v}.",),
     ),
 }  # fmt: skip
@@ -177,7 +199,7 @@ def _facts_by_kind(seed: int) -> dict[str, list[Fact]]:
 
 
 def _says_little(fact: Fact) -> bool:
-    """A use that sounds odd ("you use a balloon to have at a party"), a "young bee" as the name of a young bee."""
+    """A use that sounds odd ("you use a balloon to have at a party"); a young bee that is called a young bee."""
     if fact.kind == "baby":
         return fact.subject in fact.value
     return fact.kind == "use" and OBJECTS[fact.subject].group not in _USEFUL_GROUPS

@@ -99,7 +99,8 @@ def _format_words(text: str, n: int) -> str | None:
 def score_instruction(reply: Reply, reference: JSON) -> Score:
     """Right if the format is kept and the content is there.
 
-    reference: any of "sentences", "items", "words" (exact counts), "upper", "yes_no", "json" (an object that
+    reference: any of "sentences", "items", "words" (exact counts), "upper", "yes_no",
+        "json" (an object that
     must be equal), "exact" (the text itself), "mentions" (phrases that must occur), "starts", "ends",
     "allowed" (each list item must be one of these), "accepted" and "rejected" as in score_answer.
     """

@@ -29,7 +29,12 @@ CALENDAR = _tool(
     "Find the weekday some days after a day.",
     {"day": {"type": "string"}, "days": {"type": "integer"}},
 )
-LOOKUP = _tool("lookup", "Look up a fact.", {"name": {"type": "string"}, "field": {"type": "string"}})
+LOOKUP_FIELDS = ("price", "river", "market_day", "festival", "age", "job", "home_town", "friend")
+LOOKUP = _tool(
+    "lookup",
+    "Look up a fact.",
+    {"name": {"type": "string"}, "field": {"type": "string", "enum": list(LOOKUP_FIELDS)}},
+)
 TOOLS: tuple[JSON, ...] = (CALCULATOR, CALENDAR, LOOKUP)
 
 _PYTHON_TYPES: dict[str, tuple[type, ...]] = {
@@ -57,8 +62,11 @@ def parsed_arguments(arguments: object) -> JSON | str:
 def validate_call(call: Mapping[str, Any], tools: Sequence[JSON]) -> str | None:
     """What is wrong with a call of one of these tools; None if it is valid.
 
-    call: {"name", "arguments"} or an OpenAI tool call with these under "function"; arguments a dict or JSON.
+    call: {"name",
+        "arguments"} or an OpenAI tool call with these under "function"; arguments a dict or JSON.
     """
+    if call.get("type") == "invalid":  # what the chat template's parser could not read
+        return str(call.get("error", "cannot be read"))
     function: Mapping[str, Any] = call.get("function", call)
     schemas = {tool["function"]["name"]: tool["function"]["parameters"] for tool in tools}
     name = function.get("name")
@@ -76,6 +84,8 @@ def validate_call(call: Mapping[str, Any], tools: Sequence[JSON]) -> str | None:
             return f"'{name}' has no argument '{key}'"
         if not _has_type(value, properties[key]["type"]):
             return f"'{key}' is not of type {properties[key]['type']}"
+        if value not in properties[key].get("enum", [value]):
+            return f"'{key}' can not be '{value}'"
     return None
 
 

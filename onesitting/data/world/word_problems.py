@@ -88,33 +88,54 @@ _BARE_ANSWERS = ("The answer is {c}.", "That makes {c}.", "The result is {c}.", 
 # (story, question, answer); {A} is "14 apples", {a} is "14".
 _STORIES: dict[str, tuple[tuple[str, str, str], ...]] = {
     "sum": (
-        ("{who} has {A}. {other} gives {who} {b} more.", "How many {things} does {who} have now?", "{who} has {C} now."),
-        ("{who} finds {A} in the morning and {b} more in the evening.", "How many {things} does {who} find that day?", "{who} finds {C} that day."),
-        ("There are {A} in one box and {b} in another box.", "How many {things} are in the two boxes?", "There are {C} in the two boxes."),
-        ("{who} has {A} and {other} has {b}.", "How many {things} do they have together?", "They have {C} together."),
-        ("On {day} {who} sells {A}. The next day {who} sells {b} more.", "How many {things} does {who} sell in the two days?", "{who} sells {C} in the two days."),
-        ("A shelf holds {A}. {who} puts {b} more on the shelf.", "How many {things} are on the shelf now?", "There are {C} on the shelf now."),
-        ("{who} spends {a} coins on {day} and {b} coins on the next day.", "How many coins does {who} spend in all?", "{who} spends {c} coins in all."),
+        ("{who} has {A}. {other} gives {who} {b} more.", "How many {things} does {who} have now?",
+         "{who} has {C} now."),
+        ("{who} finds {A} in the morning and {b} more in the evening.",
+         "How many {things} does {who} find that day?", "{who} finds {C} that day."),
+        ("There are {A} in one box and {b} in another box.", "How many {things} are in the two boxes?",
+         "There are {C} in the two boxes."),
+        ("{who} has {A} and {other} has {b}.", "How many {things} do they have together?",
+         "They have {C} together."),
+        ("On {day} {who} sells {A}. The next day {who} sells {b} more.",
+         "How many {things} does {who} sell in the two days?", "{who} sells {C} in the two days."),
+        ("A shelf holds {A}. {who} puts {b} more on the shelf.",
+         "How many {things} are on the shelf now?", "There are {C} on the shelf now."),
+        ("{who} spends {a} coins on {day} and {b} coins on the next day.",
+         "How many coins does {who} spend in all?", "{who} spends {c} coins in all."),
     ),
     "difference": (
-        ("{who} has {A}. {who} gives {b} of them to {other}.", "How many {things} does {who} have left?", "{who} has {C} left."),
-        ("There are {A} in a basket. {who} takes {b} of them.", "How many {things} are still in the basket?", "There are {C} still in the basket."),
-        ("{who} has {a} coins and spends {b} coins at the market.", "How many coins does {who} have left?", "{who} has {c} coins left."),
-        ("{who} has {A} and {other} has {b}.", "How many more {things} does {who} have than {other}?", "{who} has {c} more than {other}."),
-        ("{who} wants to collect {A} and has {b} so far.", "How many {things} does {who} still need?", "{who} still needs {C}."),
-        ("{who} had {A} and lost {b} of them on the way home.", "How many {things} did {who} still have?", "{who} still had {C}."),
+        ("{who} has {A}. {who} gives {b} of them to {other}.", "How many {things} does {who} have left?",
+         "{who} has {C} left."),
+        ("There are {A} in a basket. {who} takes {b} of them.",
+         "How many {things} are still in the basket?", "There are {C} still in the basket."),
+        ("{who} has {a} coins and spends {b} coins at the market.",
+         "How many coins does {who} have left?", "{who} has {c} coins left."),
+        ("{who} has {A} and {other} has {b}.", "How many more {things} does {who} have than {other}?",
+         "{who} has {c} more than {other}."),
+        ("{who} wants to collect {A} and has {b} so far.", "How many {things} does {who} still need?",
+         "{who} still needs {C}."),
+        ("{who} had {A} and lost {b} of them on the way home.", "How many {things} did {who} still have?",
+         "{who} still had {C}."),
     ),
     "product": (
-        ("There are {b} boxes with {A} in each box.", "How many {things} are there in all?", "There are {C} in all."),
-        ("{who} gets {A} each day for {b} days.", "How many {things} does {who} get in all?", "{who} gets {C} in all."),
-        ("{who} saves {a} coins each week for {b} weeks.", "How many coins does {who} save?", "{who} saves {c} coins."),
-        ("{b} children have {A} each.", "How many {things} do the children have together?", "The children have {C} together."),
-        ("{who} fills {b} bags. Each bag holds {A}.", "How many {things} are in the bags?", "There are {C} in the bags."),
+        ("There are {b} boxes with {A} in each box.", "How many {things} are there in all?",
+         "There are {C} in all."),
+        ("{who} gets {A} each day for {b} days.", "How many {things} does {who} get in all?",
+         "{who} gets {C} in all."),
+        ("{who} saves {a} coins each week for {b} weeks.", "How many coins does {who} save?",
+         "{who} saves {c} coins."),
+        ("{b} children have {A} each.", "How many {things} do the children have together?",
+         "The children have {C} together."),
+        ("{who} fills {b} bags. Each bag holds {A}.", "How many {things} are in the bags?",
+         "There are {C} in the bags."),
     ),
     "two_step": (
-        ("{who} has {A}. {other} gives {who} {b} more. Then {who} loses {d} of them.", "How many {things} does {who} have now?", "{who} has {C} now."),
-        ("There are {A} in a box. {who} adds {b} more, and {other} takes {d} out.", "How many {things} are in the box now?", "There are {C} in the box now."),
-        ("{who} has {a} coins and earns {b} more. Then {who} spends {d} of them on a present.", "How many coins does {who} have left?", "{who} has {c} coins left."),
+        ("{who} has {A}. {other} gives {who} {b} more. Then {who} loses {d} of them.",
+         "How many {things} does {who} have now?", "{who} has {C} now."),
+        ("There are {A} in a box. {who} adds {b} more, and {other} takes {d} out.",
+         "How many {things} are in the box now?", "There are {C} in the box now."),
+        ("{who} has {a} coins and earns {b} more. Then {who} spends {d} of them on a present.",
+         "How many coins does {who} have left?", "{who} has {c} coins left."),
     ),
 }  # fmt: skip
 
@@ -199,9 +220,8 @@ def _lesson(rng: Random, split: Split) -> str:
     for _ in range(rng.randint(2, 3)):
         p = bare_problem(rng, split)
         praise = rng.choice(("Well done!", "That is right.", "Good.", "Yes!", "Very good."))
-        lines.append(
-            f'{teacher} asks: "{p.question}"\n{pupil} says: "{p.steps} {p.sentence}"\n{teacher} says: "{praise}"'
-        )
+        answer = f"{p.steps} {p.sentence}"
+        lines.append(f'{teacher} asks: "{p.question}"\n{pupil} says: "{answer}"\n{teacher} says: "{praise}"')
     return "\n".join(lines)
 
 
@@ -225,5 +245,6 @@ def _tables(rng: Random, split: Split) -> str:
 
 
 _LAYOUTS: tuple[Callable[[Random, Split], str], ...] = (
-    _exercise_sheet, _exercise_sheet, _questions_and_answers, _questions_and_answers, _story_page, _lesson, _tables,
+    _exercise_sheet, _exercise_sheet, _questions_and_answers, _questions_and_answers, _story_page, _lesson,
+    _tables,
 )  # fmt: skip
