@@ -247,22 +247,12 @@ def require_run(name: str) -> RunFolder:
     raise UserError(f"'{name}' is not the folder of a run: it {found}; {_runs_near(path)}")
 
 
-def find_model(name: str) -> Path:
-    """Folder of the model that a path means: a run's last finished stage, a stage's model, or itself.
-
-    Raises UserError with what exists if there is no model.
-    """
+def require_folder(name: str) -> Path:
+    """The folder of that path; raises UserError with the runs that exist if there is none."""
     path = Path(name).expanduser()
-    if (path / "model.safetensors").is_file() or (path / "model.safetensors.index.json").is_file():
+    if path.is_dir():
         return path
-    for model in (path / "sft" / "model", path / "pretrain" / "model", path / "model"):
-        if (model / "config.json").is_file():
-            return model
-    if (path / CONFIG_FILE).is_file():
-        raise UserError(
-            f"'{name}' has no finished model yet; `onesitting run {name}` goes on with the training"
-        )
-    found = "holds no model" if path.exists() else "does not exist"
+    found = "is a file, not a folder" if path.exists() else "does not exist"
     raise UserError(f"'{name}' {found}; {_runs_near(path)}")
 
 

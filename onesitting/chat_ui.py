@@ -1,0 +1,297 @@
+"""`onesitting chat` and `onesitting generate`: a trained model in the terminal.
+
+A reply streams as it is written; thoughts, tool calls and tool results are dimmed. Tools are those of the
+synthetic world and run here. Ctrl-C stops a reply, not the program; with piped input each line is a message.
+"""
+
+import argparse
+import json
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass, field, fields, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from onesitting.errors import UserError
+from onesitting.recipe import load_recipe, resolve
+from onesitting.runlog import CONFIG_FILE, require_folder
+from onesitting.terminal import Ink, split_reply
+
+if TYPE_CHECKING:
+    from onesitting.config import RunConfig
+    from onesitting.data.world.tools import Lookup
+    from onesitting.inference.sampling import Sampling
+    from onesitting.model.transformer import Transformer
+    from onesitting.tokenizer.bpe import Tokenizer
+
+MAX_TOOL_ROUNDS = 4
+"""Tool calls answered in one reply; a small model may otherwise call for ever."""
+
+HELP = """\
+/reset               forget the conversation
+/system TEXT         set the system message and start again; without TEXT: none
+/set NAME VALUE      sampling: temperature, top_k, top_p, min_p, repetition_penalty, max_tokens, seed
+/tools on|off        offer the model the calculator, calendar and look-up of the synthetic world
+/think on|off|auto   open a thought, leave it out, or let the model choose
+/help, /quit         this list; leave (Ctrl-D does as well). Ctrl-C stops a reply."""
+
+
+@dataclass
+class Chat:
+    """A conversation with a model."""
+
+    model: "Transformer"
+    tokenizer: "Tokenizer"
+    sampling: "Sampling"
+    system: str = ""
+    tools: list[dict[str, Any]] = field(default_factory=list[dict[str, Any]])
+    """Schemas offered to the model; empty: none."""
+    lookup: "Lookup | None" = None
+    """What the look-up tool finds: the facts of the world that the run was trained on."""
+    thinking: bool | None = None
+    messages: list[dict[str, Any]] = field(default_factory=list[dict[str, Any]])
+    """The conversation so far, without the system message."""
+
+
+def chat(options: argparse.Namespace) -> None:
+    """Talk to a model until the input ends; options are those of `onesitting chat`."""
+    model, tokenizer, sampling, cfg = _load(options)
+    state = Chat(model=model, tokenizer=tokenizer, sampling=sampling, system=options.system)
+    # Schemas cost a small model much of its context: offered only to one that learnt to use them.
+    if cfg is not None and "world" in cfg.chat and not options.no_tools:
+        _offer_tools(state, cfg.seed)
+    ink = Ink(sys.stdout)
+    interactive = sys.stdin.isatty() and sys.stdout.isatty()
+    if interactive:
+        import readline  # noqa: F401  # pyright: ignore[reportUnusedImport]  # input() edits lines once it is there
+
+        print(ink.dim(f"{_describe(model)}. /help lists commands, Ctrl-D leaves."))
+    for line in _lines(interactive, ink):
+        if not line.startswith("/"):
+            answer(state, line, ink)
+        elif not command(state, line, ink):
+            return
+
+
+def _lines(interactive: bool, ink: Ink) -> Iterator[str]:
+    """Messages typed or piped, without empty ones."""
+    if not interactive:
+        yield from filter(None, (line.strip() for line in sys.stdin))
+        return
+    while True:
+        try:
+            line = input(ink.bold("you> ")).strip()
+        except EOFError:
+            print()
+            return
+        except KeyboardInterrupt:
+            print(ink.dim("\n/quit or Ctrl-D leaves"))
+            continue
+        if line:
+            yield line
+
+
+def command(state: Chat, line: str, ink: Ink) -> bool:
+    """Carry out a /command; False ends the chat. A mistake is a message, not an error."""
+    name, _, rest = line[1:].partition(" ")
+    rest = rest.strip()
+    try:
+        if name in ("quit", "exit", "q"):
+            return False
+        if name == "help":
+            print(HELP)
+        elif name == "reset":
+            state.messages.clear()
+            print(ink.dim("new conversation"))
+        elif name == "system":
+            state.system = rest
+            state.messages.clear()
+            print(ink.dim("new conversation" + (f", system: {rest}" if rest else ", no system message")))
+        elif name == "set":
+            state.sampling = change_sampling(state.sampling, rest)
+            print(ink.dim(str(state.sampling)))
+        elif name == "tools":
+            _offer_tools(state, None) if _choice(rest, {"on": True, "off": False}) else state.tools.clear()
+            print(ink.dim(f"tools: {', '.join(tool['function']['name'] for tool in state.tools) or 'none'}"))
+        elif name == "think":
+            state.thinking = _choice(rest, {"on": True, "off": False, "auto": None})
+        else:
+            raise UserError(f"unknown command /{name}; /help lists the commands")
+    except UserError as error:
+        print(ink.dim(str(error)))
+    return True
+
+
+def _choice(word: str, values: dict[str, bool | None]) -> bool | None:
+    if word not in values:
+        raise UserError(f"'{word}': use {', '.join(values)}")
+    return values[word]
+
+
+def change_sampling(sampling: "Sampling", text: str) -> "Sampling":
+    """Sampling after `/set NAME VALUE`; raises UserError for a name or value that is not allowed."""
+    name, _, value = text.replace("=", " ").partition(" ")
+    name = name.replace("-", "_")
+    numbers = [it.name for it in fields(sampling) if it.name != "stop"]
+    if name not in numbers:
+        raise UserError(f"cannot set '{name}'; use {', '.join(numbers)}")
+    kind = int if name in ("top_k", "max_tokens", "seed") else float
+    try:
+        return replace(sampling, **{name: kind(value)})
+    except UserError:
+        raise
+    except ValueError:
+        raise UserError(f"{name} = '{value.strip()}': a number expected") from None
+
+
+def answer(state: Chat, text: str, ink: Ink) -> None:
+    """Print the reply to one message, tool calls and their results included; the conversation grows by them."""
+    state.messages.append({"role": "user", "content": text})
+    for _ in range(MAX_TOOL_ROUNDS + 1):
+        reply, stopped = _stream_reply(state, ink)
+        state.messages.append(reply)
+        calls = [] if stopped else reply["tool_calls"]
+        if not calls:
+            return
+        for call in calls:
+            result = _run_tool(call, state)
+            print(ink.dim(f"  → {result}"))
+            state.messages.append({"role": "tool", "content": result})
+    print(ink.dim(f"stopped after {MAX_TOOL_ROUNDS} rounds of tool calls"))
+
+
+def _stream_reply(state: Chat, ink: Ink) -> tuple[dict[str, Any], bool]:
+    """(the reply as a message, whether Ctrl-C stopped it); prints it while it is written."""
+    from onesitting.inference.generate import stream
+    from onesitting.tokenizer.chat import parse_assistant
+
+    prompt, sampling = fit_prompt(state)
+    written: list[str] = []
+
+    def pieces() -> Iterator[str]:
+        if state.thinking:
+            written.append("<think>")
+            yield "<think>"
+        for piece in stream(state.model, state.tokenizer, prompt, sampling):
+            written.append(piece)
+            yield piece
+
+    stopped = False
+    try:
+        for style, shown in split_reply(pieces()):
+            ink.write(shown if style == "text" else ink.dim(shown))
+    except KeyboardInterrupt:
+        stopped = True
+        ink.write(ink.dim(" [stopped]"))
+    ink.end_line()
+    return parse_assistant("".join(written)), stopped
+
+
+def fit_prompt(state: Chat) -> tuple[list[int], "Sampling"]:
+    """Token ids of the conversation with room for a reply, and the sampling cut to that room.
+
+    The oldest turns are left out when the model's context would overflow: the newest matter most to a reply.
+    Raises UserError if even the last message alone is too long.
+    """
+    from onesitting.tokenizer.chat import render
+
+    context = state.model.cfg.context_length
+    reserve = min(state.sampling.max_tokens, context // 4)
+    system = [{"role": "system", "content": state.system}] if state.system else []
+    messages = list(state.messages)
+    while True:
+        ids, _ = render(
+            state.tokenizer,
+            system + messages,
+            state.tools or None,
+            add_generation_prompt=True,
+            thinking=state.thinking,
+        )
+        later_turns = [i for i, message in enumerate(messages) if message["role"] == "user" and i > 0]
+        if len(ids) + reserve <= context:
+            room = min(state.sampling.max_tokens, context - len(ids))
+            return ids, replace(state.sampling, max_tokens=room)
+        if not later_turns:
+            state.messages.clear()
+            raise UserError(
+                f"{len(ids)} tokens leave no room for a reply in this model's context of {context}"
+            )
+        messages = messages[later_turns[0] :]
+
+
+def _run_tool(call: dict[str, Any], state: Chat) -> str:
+    """The result that the model sees; a failure is a result too."""
+    from onesitting.data.world.tools import call_tool
+
+    if call["type"] == "invalid":
+        return f"error: {call['error']}"
+    function = call["function"]
+    return call_tool(function["name"], function["arguments"], state.lookup)
+
+
+def _offer_tools(state: Chat, seed: int | None) -> None:
+    """Offer the world's tools; seed: whose facts the look-up finds, None for those it has."""
+    from onesitting.data.world.tool_talk import lookup_in
+    from onesitting.data.world.tools import TOOLS
+
+    state.tools[:] = TOOLS
+    if seed is not None or state.lookup is None:
+        state.lookup = lookup_in(seed or 0)
+
+
+def generate_texts(options: argparse.Namespace) -> None:
+    """Print `n` continuations of a prompt; options are those of `onesitting generate`."""
+    if options.n < 1:
+        raise UserError(f"--n = {options.n}: at least 1")
+    model, tokenizer, sampling, _ = _load(options)
+    from onesitting.inference.generate import generate
+
+    ids = tokenizer.encode(options.prompt) or [tokenizer.eos_id]
+    room = model.cfg.context_length - len(ids)
+    if room < 1:
+        raise UserError(f"--prompt has {len(ids)} tokens, this model's context is {model.cfg.context_length}")
+    sampling = replace(sampling, max_tokens=min(sampling.max_tokens, room))
+    ink = Ink(sys.stdout)
+    for number, completion in enumerate(generate(model, tokenizer, [ids] * options.n, sampling)):
+        if number:
+            print(ink.dim("---"))
+        print(ink.dim(options.prompt) + completion.text)
+
+
+def _load(
+    options: argparse.Namespace,
+) -> "tuple[Transformer, Tokenizer, Sampling, RunConfig | None]":
+    """Model, tokenizer, sampling and, if the folder lies in a run, the run's settings."""
+    folder = require_folder(options.run)  # before the seconds that importing torch takes
+    from onesitting.checkpoint import find_model_folder, load_model
+    from onesitting.tokenizer.bpe import Tokenizer
+    from onesitting.train.device import choose_device
+
+    model_folder = find_model_folder(folder)
+    model = load_model(model_folder, choose_device(options.device))
+    return model, Tokenizer.load(model_folder), _sampling(options, model_folder), _run_config(model_folder)
+
+
+def _sampling(options: argparse.Namespace, model_folder: Path) -> "Sampling":
+    """What the command line says, then the model's generation_config.json, then the defaults."""
+    from onesitting.inference.sampling import Sampling
+
+    path = model_folder / "generation_config.json"
+    own: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    names = {it.name for it in fields(Sampling)}
+    values = {name: value for name, value in own.items() if name in names and value is not None}
+    values |= {name: value for name, value in vars(options).items() if name in names and value is not None}
+    return Sampling(**{**values, "stop": tuple(values.get("stop", ()))})
+
+
+def _run_config(model_folder: Path) -> "RunConfig | None":
+    """Settings of the run that a model folder lies in; None for a model from elsewhere."""
+    for parent in model_folder.resolve().parents:
+        if (parent / CONFIG_FILE).is_file():
+            return resolve(load_recipe(parent))
+    return None
+
+
+def _describe(model: "Transformer") -> str:
+    count = sum(parameter.numel() for parameter in model.parameters())
+    return f"{count / 1e6:.1f}M parameters, context of {model.cfg.context_length} tokens"

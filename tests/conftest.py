@@ -1,0 +1,41 @@
+"""What all tests share: repeatable property tests, one thread a process, the command line as users call it."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from hypothesis import settings
+
+# The suite runs several processes on few cores; more threads in each would only wait for one another.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+# Derandomized: a failure that only the third run finds would be nobody's. No deadline: machines are busy.
+settings.register_profile("repeatable", derandomize=True, deadline=None, max_examples=50)
+settings.load_profile("repeatable")
+
+Cli = Callable[..., subprocess.CompletedProcess[str]]
+
+
+@pytest.fixture
+def cli(tmp_path: Path) -> Cli:
+    """`python -m onesitting …` in an empty folder: cli("run", "demo", stdin="…", env={…}, timeout_s=60)."""
+
+    def call(
+        *arguments: str, stdin: str = "", env: dict[str, str] | None = None, timeout_s: float = 60.0
+    ) -> subprocess.CompletedProcess[str]:
+        package_root = str(Path(__file__).resolve().parents[1])
+        environment = {**os.environ, "PYTHONPATH": package_root, "COLUMNS": "100", **(env or {})}
+        return subprocess.run(
+            [sys.executable, "-m", "onesitting", *arguments],
+            input=stdin,
+            capture_output=True,
+            text=True,
+            cwd=tmp_path,
+            env=environment,
+            timeout=timeout_s,
+        )
+
+    return call
