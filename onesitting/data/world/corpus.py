@@ -1,0 +1,31 @@
+"""Documents of the world: which kind document number `index` is, and its text.
+
+A document is a pure function of (seed, split, index), so that several processes can write disjoint ranges.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from random import Random
+
+from onesitting.data.world.splits import Split
+from onesitting.data.world.stories import story
+
+_SPLIT_NUMBER = {"train": 0, "val": 1, "test": 2}
+
+
+def document(seed: int, split: Split, index: int) -> str:
+    """Document number `index`, with no newline at its end."""
+    # An int seed is several times cheaper than a string; the multiplier keeps streams of near indices apart.
+    rng = Random(((seed * 3 + _SPLIT_NUMBER[split]) << 40 | index) * 0x9E3779B97F4A7C15 & 0xFFFFFFFFFFFFFFFF)
+    return story(rng, split=split).text
+
+
+def documents(seed: int, split: Split, mb: float, *, start: int = 0) -> Iterator[str]:
+    """Documents from `start` on until their UTF-8 bytes reach `mb` * 10^6."""
+    size, index = 0, start
+    while size < mb * 1e6:
+        text = document(seed, split, index)
+        size += len(text.encode())
+        index += 1
+        yield text
