@@ -19,7 +19,6 @@ from onesitting.terminal import Ink, split_reply
 
 if TYPE_CHECKING:
     from onesitting.config import RunConfig
-    from onesitting.data.world.tools import Lookup
     from onesitting.inference.sampling import Sampling
     from onesitting.model.transformer import Transformer
     from onesitting.tokenizer.bpe import Tokenizer
@@ -46,8 +45,8 @@ class Chat:
     system: str = ""
     tools: list[dict[str, Any]] = field(default_factory=list[dict[str, Any]])
     """Schemas offered to the model; empty: none."""
-    lookup: "Lookup | None" = None
-    """What the look-up tool finds: the facts of the world that the run was trained on."""
+    world_seed: int = 0
+    """Seed of the world whose facts the look-up tool finds."""
     thinking: bool | None = None
     messages: list[dict[str, Any]] = field(default_factory=list[dict[str, Any]])
     """The conversation so far, without the system message."""
@@ -56,10 +55,15 @@ class Chat:
 def chat(options: argparse.Namespace) -> None:
     """Talk to a model until the input ends; options are those of `onesitting chat`."""
     model, tokenizer, sampling, cfg = _load(options)
-    state = Chat(model=model, tokenizer=tokenizer, sampling=sampling, system=options.system)
-    # Schemas cost a small model much of its context: offered only to one that learnt to use them.
-    if cfg is not None and "world" in cfg.chat and not options.no_tools:
-        _offer_tools(state, cfg.seed)
+    state = Chat(
+        model=model,
+        tokenizer=tokenizer,
+        sampling=sampling,
+        system=options.system,
+        # Schemas cost a small model much of its context: offered only to one that learnt to use them.
+        tools=_tools() if cfg and "world" in cfg.chat and not options.no_tools else [],
+        world_seed=cfg.seed if cfg else 0,
+    )
     ink = Ink(sys.stdout)
     interactive = sys.stdin.isatty() and sys.stdout.isatty()
     if interactive:
@@ -67,10 +71,13 @@ def chat(options: argparse.Namespace) -> None:
 
         print(ink.dim(f"{_describe(model)}. /help lists commands, Ctrl-D leaves."))
     for line in _lines(interactive, ink):
-        if not line.startswith("/"):
-            answer(state, line, ink)
-        elif not command(state, line, ink):
-            return
+        try:
+            if not line.startswith("/"):
+                answer(state, line, ink)
+            elif not command(state, line, ink):
+                return
+        except UserError as error:  # a mistake in one message does not end the chat
+            print(ink.dim(str(error)))
 
 
 def _lines(interactive: bool, ink: Ink) -> Iterator[str]:
@@ -92,33 +99,30 @@ def _lines(interactive: bool, ink: Ink) -> Iterator[str]:
 
 
 def command(state: Chat, line: str, ink: Ink) -> bool:
-    """Carry out a /command; False ends the chat. A mistake is a message, not an error."""
+    """Carry out a /command; False ends the chat. Raises UserError for one that is not known or wrong."""
     name, _, rest = line[1:].partition(" ")
     rest = rest.strip()
-    try:
-        if name in ("quit", "exit", "q"):
-            return False
-        if name == "help":
-            print(HELP)
-        elif name == "reset":
-            state.messages.clear()
-            print(ink.dim("new conversation"))
-        elif name == "system":
-            state.system = rest
-            state.messages.clear()
-            print(ink.dim("new conversation" + (f", system: {rest}" if rest else ", no system message")))
-        elif name == "set":
-            state.sampling = change_sampling(state.sampling, rest)
-            print(ink.dim(str(state.sampling)))
-        elif name == "tools":
-            _offer_tools(state, None) if _choice(rest, {"on": True, "off": False}) else state.tools.clear()
-            print(ink.dim(f"tools: {', '.join(tool['function']['name'] for tool in state.tools) or 'none'}"))
-        elif name == "think":
-            state.thinking = _choice(rest, {"on": True, "off": False, "auto": None})
-        else:
-            raise UserError(f"unknown command /{name}; /help lists the commands")
-    except UserError as error:
-        print(ink.dim(str(error)))
+    if name in ("quit", "exit", "q"):
+        return False
+    if name == "help":
+        print(HELP)
+    elif name == "reset":
+        state.messages.clear()
+        print(ink.dim("new conversation"))
+    elif name == "system":
+        state.system = rest
+        state.messages.clear()
+        print(ink.dim("new conversation" + (f", system: {rest}" if rest else ", no system message")))
+    elif name == "set":
+        state.sampling = change_sampling(state.sampling, rest)
+        print(ink.dim(str(state.sampling)))
+    elif name == "tools":
+        state.tools = _tools() if _choice(rest, {"on": True, "off": False}) else []
+        print(ink.dim(f"tools: {', '.join(tool['function']['name'] for tool in state.tools) or 'none'}"))
+    elif name == "think":
+        state.thinking = _choice(rest, {"on": True, "off": False, "auto": None})
+    else:
+        raise UserError(f"unknown command /{name}; /help lists the commands")
     return True
 
 
@@ -145,19 +149,20 @@ def change_sampling(sampling: "Sampling", text: str) -> "Sampling":
 
 
 def answer(state: Chat, text: str, ink: Ink) -> None:
-    """Print the reply to one message, tool calls and their results included; the conversation grows by them."""
+    """Print the reply to one message, with tool calls and their results; the conversation grows by them."""
     state.messages.append({"role": "user", "content": text})
-    for _ in range(MAX_TOOL_ROUNDS + 1):
+    for n_rounds in range(MAX_TOOL_ROUNDS + 1):
         reply, stopped = _stream_reply(state, ink)
         state.messages.append(reply)
-        calls = [] if stopped else reply["tool_calls"]
-        if not calls:
+        if stopped or not reply["tool_calls"]:
             return
-        for call in calls:
+        if n_rounds == MAX_TOOL_ROUNDS:
+            print(ink.dim(f"stopped after {MAX_TOOL_ROUNDS} rounds of tool calls"))
+            return
+        for call in reply["tool_calls"]:
             result = _run_tool(call, state)
             print(ink.dim(f"  → {result}"))
             state.messages.append({"role": "tool", "content": result})
-    print(ink.dim(f"stopped after {MAX_TOOL_ROUNDS} rounds of tool calls"))
 
 
 def _stream_reply(state: Chat, ink: Ink) -> tuple[dict[str, Any], bool]:
@@ -214,29 +219,26 @@ def fit_prompt(state: Chat) -> tuple[list[int], "Sampling"]:
         if not later_turns:
             state.messages.clear()
             raise UserError(
-                f"{len(ids)} tokens leave no room for a reply in this model's context of {context}"
+                f"{len(ids)} tokens leave no room for a reply in a context of {context}; started anew"
             )
         messages = messages[later_turns[0] :]
 
 
 def _run_tool(call: dict[str, Any], state: Chat) -> str:
     """The result that the model sees; a failure is a result too."""
+    from onesitting.data.world.tool_talk import lookup_in
     from onesitting.data.world.tools import call_tool
 
     if call["type"] == "invalid":
         return f"error: {call['error']}"
     function = call["function"]
-    return call_tool(function["name"], function["arguments"], state.lookup)
+    return call_tool(function["name"], function["arguments"], lookup_in(state.world_seed))
 
 
-def _offer_tools(state: Chat, seed: int | None) -> None:
-    """Offer the world's tools; seed: whose facts the look-up finds, None for those it has."""
-    from onesitting.data.world.tool_talk import lookup_in
+def _tools() -> list[dict[str, Any]]:
     from onesitting.data.world.tools import TOOLS
 
-    state.tools[:] = TOOLS
-    if seed is not None or state.lookup is None:
-        state.lookup = lookup_in(seed or 0)
+    return list(TOOLS)
 
 
 def generate_texts(options: argparse.Namespace) -> None:

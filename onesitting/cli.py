@@ -124,10 +124,10 @@ def _report(argv: list[str]) -> None:
     from onesitting.runlog import require_run
 
     folder = require_run(run)
-    from onesitting.evaluation.report import write_report
+    from onesitting.evaluation.report import print_report, write_report
 
     write_report(folder)
-    print(folder.report.read_text(encoding="utf-8"), end="")
+    print_report(folder)
 
 
 def _version(argv: list[str]) -> None:

@@ -32,13 +32,15 @@ METRICS: dict[str, str] = {
     "tokens": "real tokens trained on since the stage began, padding not counted, over all processes",
     "elapsed_s": "seconds of training since the stage began, earlier sittings included",
     "progress": "fraction of the stage done, 0 to 1; the schedule is a function of it",
-    "loss_nats": "mean training loss of the step, nats per unit (token, pair or sequence)",
-    "lr_scale": "factor that the schedule puts on every learning rate at this step",
+    "loss": "mean training loss of the step, nats per unit (token, pair or sequence)",
+    "lr_factor": "factor on every learning rate at this step",
     "grad_norm": "global L2 norm of the gradient before clipping",
+    "row_length": "tokens in a row",
+    "n_units": "units that the loss is the mean over, over all processes",
+    "step_s": "seconds of this step",
     "tokens_per_s": "real tokens per second of this step, over all processes",
-    "flops_fraction": "achieved FLOP/s as a fraction of the measured limit of this machine",
-    "val_bits_per_byte": "bits per byte of the validation split; only on lines with a validation",
-    "skipped": "true when the step was skipped because loss or gradient was not finite",
+    "skipped": "true when loss or gradient were not finite, or nothing was to learn, and weights stayed",
+    "evaluation": "validation: name -> value, `bits_per_byte` among them; on lines of its own",
 }
 """Names and meanings in metrics.jsonl. Every line has `step`, the others may be missing; null: not finite."""
 

@@ -1,4 +1,4 @@
-"""What all tests share: repeatable property tests, one thread a process, the command line as users call it."""
+"""What all tests share: repeatable property tests, one thread a process, a user's command line."""
 
 import os
 import subprocess

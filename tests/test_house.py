@@ -25,17 +25,9 @@ def test_imports_point_in_the_documented_directions():
 @pytest.mark.parametrize(
     "module",
     [
-        "config",
-        "recipe",
-        "runlog",
-        "checks",
-        "cli",
-        "cli_settings",
-        "tokenizer.bpe",
-        "data.world",
-        "data.sources",
-    ]
-    + ["data.prepare", "data.tokens"],
+        *("config", "settings", "recipe", "runlog", "checks", "cli", "cli_settings", "terminal"),
+        *("tokenizer.bpe", "data.world", "data.sources", "data.prepare", "data.tokens"),
+    ],
 )
 def test_light_module_does_not_import_torch(module: str):
     program = f"import sys, onesitting.{module}; print('torch' in sys.modules)"

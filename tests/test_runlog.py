@@ -123,7 +123,7 @@ def test_a_file_in_the_place_of_the_run_folder_is_a_user_error(tmp_path: Path):
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
 def test_a_read_only_folder_is_a_user_error(tmp_path: Path):
     tmp_path.chmod(0o500)
-    with pytest.raises(UserError, match="cannot write .*--out"):
+    with pytest.raises(UserError, match=r"cannot write .*--out"):
         RunFolder(tmp_path / "demo").create()
 
 
@@ -162,7 +162,7 @@ def test_a_run_folder_has_the_documented_layout(tmp_path: Path):
 def test_a_missing_run_names_the_runs_there_are(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(
-        UserError, match="'runs/dmo' is not the folder of a run: it does not exist; there is no run yet"
+        UserError, match=r"'runs/dmo' is not the folder of a run: it does not exist; there is no run yet"
     ):
         require_run("runs/dmo")
     write_atomic(Path("runs/demo/config.toml"), "")
