@@ -134,9 +134,6 @@ def _check_stages(cfg: RunConfig) -> None:
             "stages = sft, pretrain: pretraining afterwards would undo the tuning; use pretrain, sft"
         )
     shares = {stage: setting(cfg, f"{stage}.share") for stage in cfg.stages}
-    if sum(shares.values()) > 1 + 1e-9:
-        listed = " + ".join(f"{stage}.share {share:g}" for stage, share in shares.items())
-        raise UserError(f"{listed} is more than 1: the stages share one budget; lower one of them")
     for stage, share in shares.items():
         if share == 0 and setting(cfg, f"{stage}.tokens") == 0:
             raise UserError(f"{stage}.share = 0 leaves it no time: raise it, or take {stage} out of stages")

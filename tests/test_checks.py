@@ -41,7 +41,6 @@ def test_the_count_of_special_tokens_is_the_tokenizers() -> None:
         ("sft.step_tokens", 100, "use 512"),
         ("pretrain.context_length", 1024, "longer than model.context_length"),
         ("pretrain.short_context", 128, "pretrain.short_fraction"),
-        ("pretrain.share", 0.9, "more than 1"),
         ("sft.share", 0.0, "no time"),
         ("stages", (), "pretrain, sft"),
         ("stages", ("sft", "sft"), "once"),
