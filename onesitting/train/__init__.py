@@ -1,0 +1,1 @@
+"""Training: the loop, the optimizer and its schedule, the budget, the device and several processes."""

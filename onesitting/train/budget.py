@@ -1,0 +1,394 @@
+"""From a budget of time or tokens to a number of optimizer steps.
+
+`StepTarget` answers the loop's questions before each step (row length, learning rate) and learns from the
+clock after it (`step_done`, `pause`). It reads no clock and no file itself: what it knows came by arguments,
+so every process that gives the same arguments gets the same answers, and a test can play any machine.
+
+With tokens, everything is known from the start. With seconds:
+
+    steps 0…        measure: the first steps at a row length (compilation, cold caches) are not counted
+    while stable    n_steps is estimated anew after each step; nothing done so far depended on it
+    decay begins    as soon as the time left is what the decay needs; n_steps is fixed from here
+    if the machine then changes its speed so much that the budget would be missed by TOO_LATE or TOO_EARLY,
+                    the rest of the decay is stretched or squeezed, and `exact` is false
+"""
+
+import re
+from dataclasses import asdict, dataclass, field
+from typing import Any, Protocol
+
+from onesitting.errors import UserError
+from onesitting.train import schedule
+
+TOO_LATE = 0.015
+"""Predicted overrun, as a fraction of the budget, above which a fixed end is moved; the promise is 2 %."""
+TOO_EARLY = 0.04
+"""Predicted unused fraction of the budget above which a fixed end is moved; the promise is 5 %."""
+N_UNTIMED = 2
+"""Steps at each row length, after each start, that do not count: compilation, first touch of memory."""
+N_TIMED = 3
+"""Timed steps before the first estimate."""
+LATEST_ESTIMATE = 0.2
+"""Fraction of the budget after which the last step's time has to do, from the second step on."""
+OUTLIER = 3.0
+"""A step longer than this many times the mean counts as that many: a stall is not a speed."""
+
+_UNIT_S = {"d": 86_400, "h": 3600, "m": 60, "s": 1}
+_NUMBER = r"\d+(?:\.\d+)?"
+_TIME = re.compile(rf"(?:({_NUMBER})d)?(?:({_NUMBER})h)?(?:({_NUMBER})m)?(?:({_NUMBER})s)?")
+_TOKENS = re.compile(rf"tokens=({_NUMBER})([kmgb]?)")
+_MULTIPLE = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "b": 10**9}
+
+
+@dataclass(frozen=True)
+class Budget:
+    """One of the two is given."""
+
+    seconds: float | None = None
+    tokens: int | None = None
+
+
+def parse_budget(text: str) -> Budget:
+    """`90s`, `5m`, `2h`, `1h30m` as seconds; `tokens=20M` as tokens.
+
+    Raises UserError for anything else.
+    """
+    compact = "".join(text.split()).replace("_", "").lower()
+    if match := _TOKENS.fullmatch(compact):
+        tokens = round(float(match[1]) * _MULTIPLE[match[2]])
+        if tokens < 1:
+            raise UserError(f"budget = {text!r}: the number of tokens must be at least 1")
+        return Budget(tokens=tokens)
+    match = _TIME.fullmatch(compact)
+    if not compact or match is None:
+        hint = f"; did you mean '{compact}s' or '{compact}m'?" if re.fullmatch(_NUMBER, compact) else ""
+        raise UserError(f"budget = {text!r}: write a time such as 90s, 5m, 2h or 1h30m, or tokens=20M{hint}")
+    amounts = zip(match.groups(), _UNIT_S.values(), strict=True)
+    seconds = sum(float(amount) * unit for amount, unit in amounts if amount)
+    if seconds <= 0:
+        raise UserError(f"budget = {text!r}: the time must be more than 0")
+    return Budget(seconds=seconds)
+
+
+class TargetSettings(Protocol):
+    """What a stage's configuration says about its steps; PretrainConfig and SFTConfig fit.
+
+    A configuration may also have `short_context` and `short_fraction` (a row-length curriculum).
+    """
+
+    @property
+    def warmup_steps(self) -> int:
+        """Updates until the peak."""
+        ...
+
+    @property
+    def decay_fraction(self) -> float:
+        """Last part of the steps over which the rate falls."""
+        ...
+
+    @property
+    def final_lr(self) -> float:
+        """Rate of the last update, as a fraction of the peak."""
+        ...
+
+
+@dataclass
+class Mean:
+    """Running mean of seconds that follows a change of speed."""
+
+    value: float = 0.0
+    n: int = 0
+    n_skipped: int = 0
+
+    def add(self, seconds: float) -> None:
+        """Take one more value in; its weight is 1/n at first, then that of a window."""
+        self.n += 1
+        # 64 steps: jitter of 20 % averages to 1 %. A quarter of a long run: its slow drifts average out too.
+        window = min(self.n, max(64, self.n // 4))
+        if self.n > N_TIMED:
+            seconds = min(seconds, OUTLIER * self.value)
+        self.value += (seconds - self.value) / window
+
+
+@dataclass
+class TargetState:
+    """All that changes; plain values, written into checkpoints."""
+
+    n_steps: int | None = None
+    """Steps of the whole stage: given, estimated, or fixed once decay_start is known."""
+    decay_start: int | None = None
+    """First step of the decay, once fixed."""
+    decay_peak: float = 1.0
+    """Factor that the falling line starts from: 1, or less after the end was moved during the decay."""
+    short_steps: int | None = None
+    """First steps with short rows, once fixed."""
+    exact: bool = True
+    """Whether `explicit()` repeats this schedule."""
+    elapsed_s: float = 0.0
+    """Clock of the stage at the last event."""
+    step: int = 0
+    """Steps done."""
+    last_step_s: float = 0.0
+    """Seconds of the last step."""
+    n_evaluations: int = 0
+    """Validations passed, out of 1 / evaluate_every."""
+    step_s: dict[int, Mean] = field(default_factory=dict)
+    """Row length -> seconds of a step."""
+    pause_s: dict[str, Mean] = field(default_factory=dict)
+    """Kind of pause (`evaluation`, `save`) -> seconds of one."""
+
+
+class StepTarget:
+    """Steps, learning rate and row length of one stage, from seconds or tokens.
+
+    settings: warm-up, decay, final rate, and the curriculum where there is one.
+    seconds: time for the whole stage from the start of its clock, set-up, validation and saving included.
+    tokens: tokens to train on; wins over seconds. One of the two is needed.
+    max_steps: never more steps than this (the data ends).
+    row_length, n_rows: tokens in a full row, and full rows in a step over all processes.
+    evaluate_every: fraction of the steps between validations; the last one is at the end. 0: none.
+    save_every_s: seconds between checkpoints; one more is written at the end. 0: that one only.
+    step_cost: row length -> relative cost of a step (from FLOPs), used until that length has been timed.
+    """
+
+    def __init__(
+        self,
+        settings: TargetSettings,
+        *,
+        row_length: int,
+        n_rows: int,
+        seconds: float | None = None,
+        tokens: int | None = None,
+        max_steps: int | None = None,
+        evaluate_every: float = 0.1,
+        save_every_s: float = 60.0,
+        step_cost: dict[int, float] | None = None,
+    ) -> None:
+        assert seconds is not None or tokens is not None
+        self.warmup_steps, self.decay_fraction = settings.warmup_steps, settings.decay_fraction
+        self.final_lr = settings.final_lr
+        self.short: int = getattr(settings, "short_context", 0)
+        self.short_fraction: float = getattr(settings, "short_fraction", 0.0) if self.short else 0.0
+        self.full, self.step_tokens = row_length, row_length * n_rows
+        self.max_steps = max_steps or 10**12
+        self.evaluate_every, self.save_every_s = evaluate_every, save_every_s
+        self.step_cost = step_cost or {}
+        self.seconds = None if tokens is not None else seconds
+        self.state = TargetState()
+        if tokens is not None:
+            n_steps = min(max(1, tokens // self.step_tokens), self.max_steps)
+            self.state.n_steps = n_steps
+            self.state.decay_start = schedule.decay_start(n_steps, self.decay_fraction)
+            self.state.short_steps = schedule.short_steps(n_steps, self.short_fraction)
+
+    # ---- what the loop asks -------------------------------------------------------------------------------
+
+    @property
+    def n_steps(self) -> int | None:
+        """Steps of the whole stage as known now; None until the first estimate. Always above the steps done,
+        until the last one is done."""
+        return self.state.n_steps
+
+    @property
+    def fixed(self) -> bool:
+        """Whether the number of steps no longer changes with the clock."""
+        return self.state.decay_start is not None
+
+    def lr_factor(self, step: int) -> float:
+        """Learning rate of update `step` as a fraction of its peak."""
+        state, rising = self.state, schedule.rise(step, self.warmup_steps)
+        if state.decay_start is None or state.n_steps is None:
+            return rising
+        last = state.n_steps - 1
+        if step >= last and (last > 0 or self.final_lr > 0):
+            return self.final_lr
+        if last == 0:
+            return rising
+        return min(
+            rising, schedule.fall(step, state.n_steps, state.decay_start, state.decay_peak, self.final_lr)
+        )
+
+    def row_length(self, step: int) -> int:
+        """Tokens in a row at `step`."""
+        short_steps = self.state.short_steps
+        is_short = self.short_fraction > 0 and (short_steps is None or step < short_steps)
+        return self.short if is_short else self.full
+
+    def evaluation_due(self, step: int) -> bool:
+        """Whether to validate after `step` steps: at each `evaluate_every` of the stage, and at its end."""
+        n_steps = self.state.n_steps
+        if n_steps is None or self.evaluate_every <= 0:
+            return False
+        return step >= n_steps or step >= (self.state.n_evaluations + 1) * self.evaluate_every * n_steps
+
+    def progress(self, step: int, elapsed_s: float) -> float:
+        """Part of the stage that is done, in [0, 1]."""
+        if self.state.n_steps is not None:
+            return min(1.0, step / self.state.n_steps)
+        assert self.seconds is not None
+        return min(1.0, elapsed_s / self.seconds)
+
+    def eta_s(self, step: int, elapsed_s: float) -> float | None:
+        """Seconds until the stage's end, its last validation and save included; None while unknown."""
+        if self.state.n_steps is not None and any(mean.n for mean in self.state.step_s.values()):
+            return self._seconds_for(self.state.n_steps, step)
+        return None if self.seconds is None else max(0.0, self.seconds - elapsed_s)
+
+    def describe(self) -> str:
+        """`2m30s`, or `1,200 steps of 8,192 tokens`: the target in words."""
+        if self.seconds is not None:
+            minutes, seconds = divmod(round(self.seconds), 60)
+            return f"{minutes}m{seconds:02d}s in steps of {self.step_tokens:,} tokens"
+        return f"{self.state.n_steps:,} steps of {self.step_tokens:,} tokens"
+
+    def explicit(self) -> dict[str, int | float]:
+        """Stage settings that repeat this schedule step for step (`pretrain.tokens`, …), once it is fixed.
+
+        `tokens` alone where the rest follows from it; the exact fractions too where it does not (a curriculum
+        switched at a step that was right by the estimate of that moment). Valid while `exact`.
+        """
+        state = self.state
+        assert state.n_steps is not None
+        assert state.decay_start is not None
+        found: dict[str, int | float] = {"tokens": state.n_steps * self.step_tokens}
+        if schedule.decay_start(state.n_steps, self.decay_fraction) != state.decay_start:
+            found["decay_fraction"] = (state.n_steps - state.decay_start) / state.n_steps
+        short_steps = state.short_steps or 0
+        if schedule.short_steps(state.n_steps, self.short_fraction) != short_steps:
+            found["short_fraction"] = short_steps / state.n_steps
+        return found
+
+    # ---- what the loop tells ------------------------------------------------------------------------------
+
+    def step_done(self, step: int, elapsed_s: float, row_length: int, seconds: float) -> None:
+        """`step` steps are done, the last took `seconds` at `row_length`; the stage's clock shows elapsed_s.
+
+        Every process must give the same values (those of rank 0).
+        """
+        state = self.state
+        state.step, state.elapsed_s, state.last_step_s = step, elapsed_s, seconds
+        mean = state.step_s.setdefault(row_length, Mean())
+        if mean.n_skipped < N_UNTIMED:
+            mean.n_skipped += 1
+        else:
+            mean.add(seconds)
+        if self.seconds is None or (state.n_steps is not None and step >= state.n_steps):
+            return
+        timed = any(mean.n >= N_TIMED for mean in state.step_s.values())
+        # On a slow machine five steps may be half of the budget. The very first one says nothing: it compiles.
+        hurry = step > 1 and elapsed_s >= LATEST_ESTIMATE * self.seconds
+        if not timed and not hurry:
+            return
+        if self.fixed:
+            self._hold_budget()
+        else:
+            self._estimate()
+
+    def pause(self, kind: str, seconds: float) -> None:
+        """An `evaluation` or a `save` after the last step took this long; the same on every process."""
+        state = self.state
+        state.pause_s.setdefault(kind, Mean()).add(seconds)
+        state.elapsed_s += seconds
+        if kind == "evaluation" and state.n_steps:
+            passed = state.step / state.n_steps / self.evaluate_every if self.evaluate_every else 0
+            state.n_evaluations = max(state.n_evaluations + 1, int(passed + 1e-9))
+
+    def resumed(self) -> None:
+        """After a restart the first steps at each row length compile again: leave them out once more."""
+        for mean in self.state.step_s.values():
+            mean.n_skipped = 0
+
+    def state_dict(self) -> dict[str, Any]:
+        """Plain values for JSON."""
+        return asdict(self.state)
+
+    def load_state_dict(self, values: dict[str, Any]) -> None:
+        """Continue from `state_dict()`; JSON's text keys are turned back into numbers.
+
+        A given number of steps stays as given now: tokens may have been raised since.
+        """
+        given = self.state
+        state = TargetState(**values)
+        state.step_s = {int(length): Mean(**mean) for length, mean in values["step_s"].items()}
+        state.pause_s = {kind: Mean(**mean) for kind, mean in values["pause_s"].items()}
+        if self.seconds is None:
+            state.n_steps, state.decay_start = given.n_steps, given.decay_start
+            state.short_steps = given.short_steps
+        self.state = state
+        self.resumed()
+
+    # ---- estimates ----------------------------------------------------------------------------------------
+
+    def _step_seconds(self, length: int) -> float:
+        """Seconds of a step at a row length: measured, else in proportion to its cost from another length."""
+        mean = self.state.step_s.get(length)
+        if mean is not None and mean.n:
+            return mean.value
+        timed = {other: m for other, m in self.state.step_s.items() if m.n}
+        if not timed:
+            return self.state.last_step_s
+        nearest = min(timed, key=lambda other: abs(other - length))
+        return timed[nearest].value * self.step_cost.get(length, 1.0) / self.step_cost.get(nearest, 1.0)
+
+    def _seconds_for(self, n_steps: int, step: int) -> float:
+        """Predicted seconds from `step` steps done to the end of a stage of `n_steps`."""
+        state = self.state
+        short_steps = state.short_steps
+        if short_steps is None:
+            short_steps = max(step, schedule.short_steps(n_steps, self.short_fraction))
+        n_short = max(0, min(n_steps, short_steps) - step) if self.short_fraction else 0
+        n_full = max(0, n_steps - step - n_short)
+        steps_s = n_full * self._step_seconds(self.full) if n_full else 0.0
+        steps_s += n_short * self._step_seconds(self.short) if n_short else 0.0
+        n_saves = 1 + (steps_s / self.save_every_s if self.save_every_s else 0.0)
+        n_evaluations = round(1 / self.evaluate_every) - state.n_evaluations if self.evaluate_every else 0
+        return (
+            steps_s
+            + n_saves * state.pause_s.get("save", Mean()).value
+            + max(0, n_evaluations) * state.pause_s.get("evaluation", Mean()).value
+        )
+
+    def _fitting_steps(self) -> int:
+        """Largest n_steps that is predicted to fit; at least one step more than are done."""
+        assert self.seconds is not None
+        state = self.state
+        left_s = self.seconds - state.elapsed_s
+        low, high = state.step + 1, state.step + 2
+        while self._seconds_for(high, state.step) <= left_s and high < self.max_steps:
+            low, high = high, state.step + 2 * (high - state.step)
+        while high - low > 1:
+            middle = (low + high) // 2
+            fits = self._seconds_for(middle, state.step) <= left_s
+            low, high = (middle, high) if fits else (low, middle)
+        return min(low, max(self.max_steps, state.step + 1))
+
+    def _estimate(self) -> None:
+        """Before the decay: estimate the end anew; lengthen the rows or start the decay when it is time."""
+        state = self.state
+        n_steps = self._fitting_steps()
+        if state.short_steps is None and state.step >= schedule.short_steps(n_steps, self.short_fraction):
+            state.short_steps = state.step if self.short_fraction else 0
+            n_steps = self._fitting_steps()
+        state.n_steps = n_steps
+        if schedule.decay_start(n_steps, self.decay_fraction) > state.step:
+            return
+        # The nearest number of steps whose decay starts right here: that number alone repeats the run.
+        near = range(max(state.step + 1, n_steps - 2), min(n_steps + 3, self.max_steps + 1))
+        same = [n for n in near if schedule.decay_start(n, self.decay_fraction) == state.step] or [n_steps]
+        state.n_steps = min(same, key=lambda n: abs(n - n_steps))
+        state.decay_start = state.step
+        if state.short_steps is None:  # the decay begins within the short rows
+            state.short_steps = max(state.step, schedule.short_steps(state.n_steps, self.short_fraction))
+
+    def _hold_budget(self) -> None:
+        """During the decay: keep the end, unless the speed changed so much that the promise would break."""
+        state = self.state
+        assert self.seconds is not None
+        assert state.n_steps is not None
+        late = state.elapsed_s + self._seconds_for(state.n_steps, state.step) - self.seconds
+        if -TOO_EARLY * self.seconds <= late <= TOO_LATE * self.seconds:
+            return
+        n_steps = self._fitting_steps()
+        if n_steps != state.n_steps:
+            state.decay_peak = self.lr_factor(state.step - 1)
+            state.n_steps, state.decay_start, state.exact = n_steps, state.step, False
