@@ -163,9 +163,11 @@ def _check_rows(cfg: RunConfig) -> None:
             "a curriculum needs both, no curriculum neither"
         )
     row = cfg.pretrain.context_length or longest
-    if short and short > row:
+    if short and row % short:
+        divisors = [str(n) for n in range(8, row + 1) if row % n == 0]
         raise UserError(
-            f"pretrain.short_context = {short} is longer than the later rows of {row} tokens: lower it"
+            f"pretrain.short_context = {short} does not divide the later rows of {row} tokens: "
+            f"use one of {', '.join(divisors[-6:])}"
         )
     lengths: list[tuple[str, str, int, int]] = []
     for stage in cfg.stages:

@@ -123,7 +123,8 @@ def inspect_batch(
     sight = "hidden from each other" if isolated else "in one row see each other"
     console.print(
         f"\n{units:,} trained of {real:,} real tokens in {places:,} places: "
-        f"{100 * real / places:.1f} % real, {100 * units / max(1, real):.1f} % of them trained; documents {sight}",
+        f"{100 * real / places:.1f} % real, {100 * units / max(1, real):.1f} % of them trained; "
+        f"documents {sight}",
         style="bold",
     )
     if _plain(console):
@@ -137,7 +138,7 @@ def inspect_batch(
 def row_pieces(batch: "Batch", row: int) -> tuple[list[list[Token]], int]:
     """The documents of a row, each as (id, trained) in the order they are read, and the places of padding.
 
-    The first token of a document is never a target in its own piece; each later one is trained if it is a target.
+    The first token of a piece is no target in it; each later one is trained if it is a target.
     """
     from onesitting.data.examples import IGNORED
     from onesitting.data.tokens import PADDING
@@ -178,10 +179,10 @@ def _print_row(console: Console, tokenizer: "Tokenizer", pieces: list[list[Token
 def _step_batches(
     cfg: RunConfig, tokenizer: "Tokenizer", stage: str, step: int, console: Console
 ) -> tuple[list["Batch"], bool]:
-    """The micro-batches that the stage itself makes for a step, and whether it hides documents from each other.
+    """The micro-batches that the stage itself makes for a step, and whether documents are hidden from each other.
 
-    Pretraining rows are built isolated even where training does not isolate: the ids are the same, and the numbers
-    of the documents show where each begins.
+    Pretraining rows are built isolated even where training does not isolate: the ids are the same, and
+    the numbers of the documents show where each begins.
     """
     from onesitting.data.prepare import prepare_conversations, prepare_documents
     from onesitting.data.tokens import ChatFolder, TokenFolder

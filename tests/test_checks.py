@@ -80,6 +80,15 @@ def test_files_folders_and_patterns_that_exist_pass(tmp_path: Path) -> None:
     )
 
 
+def test_short_rows_divide_the_later_ones(tmp_path: Path) -> None:
+    cfg = change(
+        change(RunConfig(out=str(tmp_path)), "pretrain.short_fraction", 0.3), "pretrain.short_context", 128
+    )
+    checks.check_config(cfg)
+    with pytest.raises(UserError, match=r"pretrain\.short_context = 100 .* use one of .*256"):
+        checks.check_config(change(cfg, "pretrain.short_context", 100))
+
+
 def test_an_output_folder_below_a_file_is_refused(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("text")
     with pytest.raises(UserError, match="out = "):
