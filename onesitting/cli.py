@@ -50,7 +50,8 @@ def _inspect(argv: list[str]) -> None:
     from onesitting.cli_settings import parse_request, settings_parser
 
     parser = settings_parser("inspect", COMMANDS["inspect"].summary, "data|tokens|batch RECIPE")
-    parser.add_argument("--text", default="", help="tokens: text to cut into tokens")
+    parser.add_argument("--n", type=int, metavar="N", help="data, batch: documents or rows to show [5, 4]")
+    parser.add_argument("--text", default="", help="tokens: text to cut into tokens; else the data's first")
     parser.add_argument("--stage", default="pretrain", help="batch: pretrain or sft [pretrain]")
     parser.add_argument("--step", type=int, default=0, metavar="N", help="batch: optimizer step [0]")
     views = ("data", "tokens", "batch")
@@ -60,12 +61,13 @@ def _inspect(argv: list[str]) -> None:
     request = parse_request(parser, rest if view in views else [view])
     from onesitting import inspection
 
+    options = request.options
     if view == "data":
-        inspection.inspect_data(request.cfg)
+        inspection.inspect_data(request.cfg, options.n or 5)
     elif view == "tokens":
-        inspection.inspect_tokens(request.cfg, request.options.text)
+        inspection.inspect_tokens(request.cfg, options.text)
     else:
-        inspection.inspect_batch(request.cfg, request.options.stage, request.options.step)
+        inspection.inspect_batch(request.cfg, options.stage, options.step, options.n or 4)
 
 
 def _sampling_options(parser: "Parser") -> None:
