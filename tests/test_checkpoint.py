@@ -89,7 +89,8 @@ def test_damaged_file_is_named_and_the_checkpoint_before_it_is_taken(
         load_checkpoint(bad, Transformer(CFG))
     newest, skipped = latest_checkpoint(tmp_path)
     assert newest == good
-    assert len(skipped) == 1 and name in skipped[0]
+    assert len(skipped) == 1
+    assert name in skipped[0]
 
 
 def test_checkpoint_of_another_model_is_refused_with_the_fields_that_differ(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ rotations are float32 whatever the dtype.
 """
 
 import math
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from onesitting.config import ModelConfig
 from onesitting.errors import UserError
+from onesitting.model.kernels import attention, rms_norm, rotate
 
 if TYPE_CHECKING:
     from onesitting.model.kv_cache import KVCache
@@ -45,7 +46,8 @@ class RMSNorm(nn.Module):
         self.weight = nn.Parameter(torch.empty(width))
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.rms_norm(x, (x.shape[-1],), self.weight.to(x.dtype), self.eps)
+        """(..., width) in x's dtype."""
+        return rms_norm(x, self.weight.to(x.dtype), self.eps)
 
 
 class LayerNorm(nn.Module):
@@ -69,21 +71,16 @@ def make_norm(cfg: ModelConfig) -> RMSNorm | LayerNorm:
     return LayerNorm(cfg.d_model, cfg.norm_eps, cfg.bias)
 
 
-def rope_tables(positions: Tensor, head_dim: int, theta: float) -> tuple[Tensor, Tensor]:
-    """Cosines and sines of the rotation angles, each (..., T, 1, D/2) float32 for positions (..., T).
+def rope_tables(positions: Tensor, head_dim: int, theta: float, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """(cos, sin), each (..., T, 1, D) in `dtype`, for positions (..., T); the first half of sin is negated.
 
-    Pair i of a head turns by `position * theta^(-2i/D)` radians (Su et al. 2021, arXiv:2104.09864).
+    Pair i of a head, (x[i], x[i + D/2]), turns by `position * theta^(-2i/D)` radians (Su et al. 2021,
+    arXiv:2104.09864), so a rotated head is `x * cos + (x with its halves swapped) * sin`.
     """
     exponent = torch.arange(0, head_dim, 2, device=positions.device, dtype=torch.float32) / head_dim
     angles = positions.to(torch.float32)[..., None, None] * theta**-exponent
-    return angles.cos(), angles.sin()
-
-
-def rotate(x: Tensor, rope: tuple[Tensor, Tensor]) -> Tensor:
-    """x (B, T, heads, D) turned by its position; pair i is (x[i], x[i + D/2]), as Hugging Face stores it."""
-    cos, sin = (table.to(x.dtype) for table in rope)
-    left, right = x.chunk(2, dim=-1)
-    return torch.cat((left * cos - right * sin, right * cos + left * sin), dim=-1)
+    cos, sin = angles.cos(), angles.sin()
+    return torch.cat((cos, cos), dim=-1).to(dtype), torch.cat((-sin, sin), dim=-1).to(dtype)
 
 
 def document_positions(doc_ids: Tensor) -> Tensor:
@@ -93,10 +90,10 @@ def document_positions(doc_ids: Tensor) -> Tensor:
     return index - torch.where(is_start, index, 0).cummax(dim=1).values
 
 
-def document_mask(doc_ids: Tensor) -> Tensor:
-    """(B, 1, T, T) bool, true where a query (row) may see a key (column): same document, not later."""
-    same = doc_ids[:, :, None] == doc_ids[:, None, :]
-    return same.tril()[:, None]
+def document_bias(doc_ids: Tensor, dtype: torch.dtype) -> Tensor:
+    """(B, 1, T, T), 0 where a query (row) may see a key (column): same document, not later; -inf elsewhere."""
+    visible = (doc_ids[:, :, None] == doc_ids[:, None, :]).tril_()
+    return torch.zeros_like(visible, dtype=dtype).masked_fill_(~visible, -torch.inf)[:, None]
 
 
 class Attention(nn.Module):
@@ -113,30 +110,19 @@ class Attention(nn.Module):
         self.q_norm = RMSNorm(cfg.head_dim, cfg.norm_eps) if cfg.qk_norm else None
         self.k_norm = RMSNorm(cfg.head_dim, cfg.norm_eps) if cfg.qk_norm else None
 
-    def forward(
-        self,
-        x: Tensor,
-        rope: tuple[Tensor, Tensor] | None,
-        mask: Tensor | None,
-        cache: "KVCache | None",
-        layer: int,
-    ) -> Tensor:
-        """(B, T, d_model). mask: (B, 1, T, S) bool, or None for plain causal attention over x itself."""
+    def forward(self, x: Tensor, layer: int, context: "Context") -> Tensor:
+        """(B, T, d_model) to add to the residual stream; x is normed."""
         B, T, _ = x.shape
         q = self.q_proj(x).view(B, T, -1, self.head_dim)  # (B, T, H, D)
         k = self.k_proj(x).view(B, T, -1, self.head_dim)  # (B, T, K, D)
         v = self.v_proj(x).view(B, T, -1, self.head_dim)
         if self.q_norm is not None and self.k_norm is not None:
             q, k = self.q_norm(q), self.k_norm(k)
-        if rope is not None:
-            q, k = rotate(q, rope), rotate(k, rope)
-        q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)  # (B, heads, T, D)
-        if cache is not None:
-            k, v = cache.write(layer, k, v)  # (B, K, S, D)
-        y = F.scaled_dot_product_attention(
-            q, k, v, attn_mask=mask, is_causal=mask is None, enable_gqa=q.shape[1] != k.shape[1]
-        )
-        return self.o_proj(y.transpose(1, 2).reshape(B, T, -1))
+        if context.rope is not None:
+            q, k = rotate(q, *context.rope), rotate(k, *context.rope)
+        if context.cache is None:
+            return self.o_proj(attention(q, k, v, context.bias))
+        return self.o_proj(context.cache.attend(layer, q, k, v, context.bias))
 
 
 class SwiGLU(nn.Module):
@@ -164,25 +150,30 @@ class GELU(nn.Module):
         return self.down_proj(F.gelu(self.up_proj(x), approximate="tanh"))
 
 
+class Context(NamedTuple):
+    """What all blocks of one forward pass share."""
+
+    rope: tuple[Tensor, Tensor] | None
+    """Rotation tables of the tokens' positions; None where positions are learned."""
+    bias: Tensor | None
+    """(B, 1, T, S) to add to attention scores; None: causal attention within the row."""
+    cache: "KVCache | None"
+    """Keys and values of earlier tokens."""
+
+
 class Block(nn.Module):
     """Attention, then MLP, each on the normed residual stream and added to it."""
 
-    def __init__(self, cfg: ModelConfig, layer: int) -> None:
+    def __init__(self, cfg: ModelConfig) -> None:
         super().__init__()
-        self.layer = layer
         self.input_layernorm = make_norm(cfg)
         self.self_attn = Attention(cfg)
         self.post_attention_layernorm = make_norm(cfg)
         self.mlp = SwiGLU(cfg) if cfg.mlp == "swiglu" else GELU(cfg)
 
-    def forward(
-        self,
-        x: Tensor,
-        rope: tuple[Tensor, Tensor] | None,
-        mask: Tensor | None = None,
-        cache: "KVCache | None" = None,
-    ) -> Tensor:
-        x = x + self.self_attn(self.input_layernorm(x), rope, mask, cache, self.layer)
+    def forward(self, x: Tensor, layer: int, context: Context) -> Tensor:
+        """(B, T, d_model) -> (B, T, d_model)."""
+        x = x + self.self_attn(self.input_layernorm(x), layer, context)
         return x + self.mlp(self.post_attention_layernorm(x))
 
 
@@ -198,7 +189,7 @@ class Trunk(nn.Module):
         if cfg.positions == "learned":
             table = torch.empty(cfg.context_length, cfg.d_model)
             self.embed_positions = nn.Embedding(cfg.context_length, cfg.d_model, _weight=table)
-        self.layers = nn.ModuleList(Block(cfg, layer) for layer in range(cfg.n_layers))
+        self.layers = nn.ModuleList(Block(cfg) for _ in range(cfg.n_layers))
         self.norm = make_norm(cfg)
 
 
@@ -255,23 +246,23 @@ class Transformer(nn.Module):
         positions: (B, T) integers; None: counted from the start of the row or of the document.
         cache: keys and values of earlier tokens; positions and mask then come from it.
         """
-        mask = None
+        x = self.model.embed_tokens(tokens)  # (B, T, d_model)
+        dtype = compute_dtype(x)
+        rope = bias = None
         if cache is not None:
-            positions, mask = cache.advance(tokens.shape[1])
+            positions, bias = cache.advance(tokens.shape[1], dtype)
         elif doc_ids is not None:
             positions = document_positions(doc_ids) if positions is None else positions
-            mask = document_mask(doc_ids)
+            bias = document_bias(doc_ids, dtype)
         elif positions is None:
             positions = torch.arange(tokens.shape[1], device=tokens.device)[None]
-        x = self.model.embed_tokens(tokens)  # (B, T, d_model)
-        rope = None
         if self.model.embed_positions is not None:
             x = x + self.model.embed_positions(positions)
         else:
-            rope = rope_tables(positions, self.cfg.head_dim, self.cfg.rope_theta)
-        x = x.to(compute_dtype(x))
-        for block in self.model.layers:
-            x = block(x, rope, mask, cache)
+            rope = rope_tables(positions, self.cfg.head_dim, self.cfg.rope_theta, dtype)
+        x, context = x.to(dtype), Context(rope, bias, cache)
+        for layer, block in enumerate(self.model.layers):
+            x = block(x, layer, context)
         return self.model.norm(x)
 
     @torch.no_grad()

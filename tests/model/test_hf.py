@@ -85,7 +85,9 @@ def test_folder_written_here_gives_the_same_logits_and_text_in_transformers(
     shake(ours)
     save_model(tmp_path / "model", ours)
     theirs, info = AutoModelForCausalLM.from_pretrained(tmp_path / "model", output_loading_info=True)
-    assert not info["missing_keys"] and not info["unexpected_keys"] and not info["mismatched_keys"]
+    assert not info["missing_keys"]
+    assert not info["unexpected_keys"]
+    assert not info["mismatched_keys"]
     with torch.no_grad():
         logits = ours(TOKENS)
         torch.testing.assert_close(theirs(TOKENS).logits, logits, atol=1e-5, rtol=1e-5)

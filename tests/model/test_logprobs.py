@@ -9,7 +9,7 @@ from onesitting.model import logprobs
 from onesitting.model.logprobs import IGNORE, cross_entropy_sum, token_logprobs
 
 
-def example(n: int = 70, d: int = 24, v: int = 130) -> tuple[Tensor, Tensor, Tensor]:
+def example(n: int = 200, d: int = 24, v: int = 130) -> tuple[Tensor, Tensor, Tensor]:
     generator = torch.Generator().manual_seed(0)
     hidden = torch.randn(n, d, generator=generator)
     weight = torch.randn(v, d, generator=generator)
@@ -21,7 +21,7 @@ def example(n: int = 70, d: int = 24, v: int = 130) -> tuple[Tensor, Tensor, Ten
 @pytest.mark.parametrize(
     ("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.bfloat16, 1e-2), (torch.float16, 2e-3)]
 )
-@pytest.mark.parametrize("chunk_logits", [130 * 7, 2**21])
+@pytest.mark.parametrize("chunk_logits", [1, 2**20])
 def test_loss_and_gradients_equal_float64_ones(
     dtype: torch.dtype, tolerance: float, chunk_logits: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -30,13 +30,15 @@ def test_loss_and_gradients_equal_float64_ones(
     hidden, weight = hidden.to(dtype), weight.to(dtype)
     exact = [t.double().requires_grad_() for t in (hidden, weight)]
     expected = F.cross_entropy(exact[0] @ exact[1].t(), targets, ignore_index=IGNORE, reduction="sum")
-    (expected / 47).backward()
+    (expected / 133).backward()
     h, w = hidden.clone().requires_grad_(), weight.float().requires_grad_()
     loss = cross_entropy_sum(h, w, targets)
     assert loss.dtype == torch.float32
     torch.testing.assert_close(loss.double(), expected, atol=0, rtol=tolerance)
-    (loss / 47).backward()
-    assert h.grad is not None and w.grad is not None and w.grad.dtype == torch.float32
+    (loss / 133).backward()
+    assert h.grad is not None
+    assert w.grad is not None
+    assert w.grad.dtype == torch.float32
     for ours, theirs in ((h.grad, exact[0].grad), (w.grad, exact[1].grad)):
         assert theirs is not None
         assert (ours.double() - theirs).norm() <= tolerance * theirs.norm()
@@ -48,8 +50,10 @@ def test_batch_with_nothing_to_learn_gives_exactly_zero_and_finite_gradients() -
     loss = cross_entropy_sum(hidden, weight, torch.full_like(targets, IGNORE))
     loss.backward()
     assert loss.item() == 0.0
-    assert hidden.grad is not None and weight.grad is not None
-    assert not hidden.grad.any() and not weight.grad.any()
+    assert hidden.grad is not None
+    assert weight.grad is not None
+    assert not hidden.grad.any()
+    assert not weight.grad.any()
 
 
 def test_loss_without_gradients_is_the_same_loss() -> None:
@@ -63,7 +67,7 @@ def test_loss_without_gradients_is_the_same_loss() -> None:
 def test_token_logprobs_are_those_of_the_tempered_softmax(
     temperature: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(logprobs, "CHUNK_LOGITS", 130 * 7)
+    monkeypatch.setattr(logprobs, "CHUNK_LOGITS", 130 * 64)
     hidden, weight, targets = example()
     hidden.requires_grad_()
     exact = hidden.detach().double().requires_grad_()
@@ -73,7 +77,8 @@ def test_token_logprobs_are_those_of_the_tempered_softmax(
     ours = token_logprobs(hidden, weight, targets, temperature)
     torch.testing.assert_close(ours.double(), expected, atol=1e-5, rtol=1e-5)
     ours.sum().backward(), expected.sum().backward()
-    assert hidden.grad is not None and exact.grad is not None
+    assert hidden.grad is not None
+    assert exact.grad is not None
     torch.testing.assert_close(hidden.grad.double(), exact.grad, atol=1e-4, rtol=1e-4)
 
 

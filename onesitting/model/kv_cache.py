@@ -1,0 +1,88 @@
+"""Keys and values of the tokens that a model has read, in memory that is allocated once.
+
+Slot j of a row holds the key of position j, whatever the lengths of the other rows: rows are aligned at the left,
+the next token of row b goes to slot `lengths[b]`, and a query at position p sees the slots 0..p. So positions
+need no offsets, and slots that hold padding are never seen before a real token overwrites them.
+
+Shapes: L layers, B rows, T new tokens a row, S slots in use, H query heads, K key/value heads, D head width.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from onesitting.errors import UserError
+from onesitting.model.transformer import Transformer, compute_dtype
+
+
+class KVCache:
+    """The cache of `batch` rows of at most `max_tokens` tokens each.
+
+    Give it to `model.forward(tokens, cache=cache)` with tokens (B, T): they go behind what each row holds.
+    After reading rows padded at the right, say how long they really are: `cache.lengths = …`.
+    Raises UserError when max_tokens is beyond a learned position table.
+    """
+
+    def __init__(self, model: Transformer, batch: int, max_tokens: int) -> None:
+        cfg = model.cfg
+        if cfg.positions == "learned" and max_tokens > cfg.context_length:
+            raise UserError(
+                f"{max_tokens} tokens do not fit this model's learned positions "
+                f"(model.context_length is {cfg.context_length}); shorten the prompt or max_tokens"
+            )
+        shape = (cfg.n_layers, batch, cfg.n_kv_heads, max_tokens, cfg.head_dim)
+        weight = model.output_weight
+        self.keys = torch.empty(shape, dtype=compute_dtype(weight), device=weight.device)
+        self.values = torch.zeros_like(
+            self.keys
+        )  # zeros: an unseen slot is multiplied by 0, and 0 · NaN is NaN
+        self.lengths = torch.zeros(batch, dtype=torch.int64, device=weight.device)
+        """(B,) int64, tokens that each row holds."""
+        self._positions = self.lengths[:, None]
+        self._in_use = 0
+
+    @property
+    def max_tokens(self) -> int:
+        """Slots a row."""
+        return self.keys.shape[3]
+
+    def advance(self, n_tokens: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        """(positions (B, T), bias (B, 1, T, S)) of the next n_tokens of each row, which then count as held."""
+        device = self.lengths.device
+        self._positions = self.lengths[:, None] + torch.arange(n_tokens, device=device)
+        self.lengths = self.lengths + n_tokens
+        self._in_use = int(self.lengths.max()) if len(self.lengths) else 0
+        if self._in_use > self.max_tokens:
+            raise ValueError(
+                f"{self._in_use} tokens in a cache of {self.max_tokens}; allocate a larger KVCache"
+            )
+        future = torch.arange(self._in_use, device=device) > self._positions[..., None]  # (B, T, S)
+        return self._positions, torch.zeros_like(future, dtype=dtype).masked_fill_(future, -torch.inf)[
+            :, None
+        ]
+
+    def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None) -> Tensor:
+        """Attention (B, T, H·D) of q (B, T, H, D) to the row's slots, after k and v (B, T, K, D) are stored."""
+        keys, values = self.keys[layer], self.values[layer]  # (B, K, max_tokens, D)
+        rows = torch.arange(len(self.lengths), device=q.device)[:, None]
+        keys[rows, :, self._positions] = k
+        values[rows, :, self._positions] = v
+        used = slice(0, self._in_use)
+        y = F.scaled_dot_product_attention(
+            q.transpose(1, 2),
+            keys[:, :, used],
+            values[:, :, used],
+            attn_mask=bias,
+            enable_gqa=q.shape[2] != k.shape[2],
+        )
+        return y.transpose(1, 2).flatten(2)
+
+    def keep(self, rows: Tensor) -> None:
+        """Drop all rows but `rows` (indices, in the order wanted): finished rows cost no more time."""
+        used = slice(0, int(self.lengths[rows].max()) if len(rows) else 0)
+        for name in ("keys", "values"):
+            old: Tensor = getattr(self, name)
+            new = old[:, : len(rows)]
+            new[:, :, :, used] = old[:, rows][:, :, :, used]
+            setattr(self, name, new)
+        self.lengths = self.lengths[rows]
