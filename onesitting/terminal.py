@@ -42,20 +42,25 @@ def split_reply(pieces: Iterable[str]) -> Iterator[tuple[str, str]]:
 
     A tag that is cut between pieces is held back until it is whole; other text passes at once.
     """
-    style, held = "text", ""
+    style, held, after_tag = "text", "", False
     for piece in pieces:
         held += piece
-        while match := _TAG.search(held):
+        while True:
+            # The line's end after a tag belongs to the tag; it may arrive in a later piece.
+            held = held.lstrip("\n") if after_tag else held
+            match = _TAG.search(held)
+            if not match:
+                break
             if match.start():
                 yield style, held[: match.start()]
             # A thought or call stands on lines of its own.
             if match[0] in ("</think>", "<tool_call>"):
                 yield style, "\n"
-            style, held = _STYLE_AFTER[match[0]], held[match.end() :].lstrip("\n")
+            style, held, after_tag = _STYLE_AFTER[match[0]], held[match.end() :], True
         keep = _unfinished_tag(held)
         if len(held) > keep:
             yield style, held[: len(held) - keep]
-        held = held[len(held) - keep :]
+            held, after_tag = held[len(held) - keep :], False
     if held:
         yield style, held
 
