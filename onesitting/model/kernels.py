@@ -48,7 +48,7 @@ class _RMSNorm(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None]:  # pyright: ignore
         unit, scale, weight = ctx.saved_tensors
-        product = (grad * unit).view(-1, unit.shape[-1])
+        product = (grad * unit).reshape(-1, unit.shape[-1])
         # Sums over rows and over columns as matrix products: their accumulators are float32 and they are fast.
         d_weight = product.new_ones(1, product.shape[0]) @ product
         mean = (product @ weight[:, None]).div_(-unit.shape[-1]).view_as(scale)
