@@ -8,9 +8,15 @@ from __future__ import annotations
 from collections.abc import Iterator
 from random import Random
 
+from onesitting.data.world import word_problems
+from onesitting.data.world.encyclopedia import paragraph
+from onesitting.data.world.passages import passage_document
 from onesitting.data.world.splits import Split
 from onesitting.data.world.stories import story
 
+# Shares of documents, cumulated: half stories (fluency and tracking), a fifth passages with questions
+# (reading), the rest facts and worked sums.
+_STORIES, _PASSAGES, _PARAGRAPHS = 0.45, 0.68, 0.88
 _SPLIT_NUMBER = {"train": 0, "val": 1, "test": 2}
 
 
@@ -18,7 +24,14 @@ def document(seed: int, split: Split, index: int) -> str:
     """Document number `index`, with no newline at its end."""
     # An int seed is several times cheaper than a string; the multiplier keeps streams of near indices apart.
     rng = Random(((seed * 3 + _SPLIT_NUMBER[split]) << 40 | index) * 0x9E3779B97F4A7C15 & 0xFFFFFFFFFFFFFFFF)
-    return story(rng, split=split).text
+    draw = rng.random()
+    if draw < _STORIES:
+        return story(rng, split=split).text
+    if draw < _PASSAGES:
+        return passage_document(rng, split)
+    if draw < _PARAGRAPHS:
+        return paragraph(rng, split, seed)
+    return word_problems.document(rng, split)
 
 
 def documents(seed: int, split: Split, mb: float, *, start: int = 0) -> Iterator[str]:

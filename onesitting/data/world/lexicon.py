@@ -172,7 +172,7 @@ class ObjectKind:
 
 
 _OBJECTS = """
-kite|kites|paper,cloth|toy shop|6-12|fly in the wind|y|y|toy
+kite|kites|paper,cloth|toy shop|6-12|play in the wind|y|y|toy
 ball|balls|rubber,leather|toy shop|3-8|play in the park|y|n|toy
 doll|dolls|cloth,wood|toy shop|7-14|play at home|y|n|toy
 toy boat|toy boats|wood,paper|toy shop|5-11|sail on the pond|y|y|toy
@@ -182,34 +182,34 @@ whistle|whistles|tin,wood|toy shop|2-5|call a dog|n|n|toy
 puzzle|puzzles|wood,paper|toy shop|5-10|pass a rainy day|y|n|toy
 top|tops|wood,tin|toy shop|2-6|spin on the floor|y|n|toy
 toy train|toy trains|wood,tin|toy shop|9-16|play on the floor|n|y|toy
-balloon|balloons|rubber|toy shop|1-3|have at a party|y|y|toy
+balloon|balloons|rubber|toy shop|1-3|decorate a party|y|y|toy
 hat|hats|straw,wool|clothes shop|5-12|keep off the sun|y|n|clothes
 scarf|scarves|wool,silk|clothes shop|4-9|keep warm|y|n|clothes
 coat|coats|wool,leather|clothes shop|18-30|keep warm in winter|n|n|clothes
 boot|boots|leather,rubber|clothes shop|9-16|walk through mud|n|n|clothes
 glove|gloves|wool,leather|clothes shop|3-7|keep a hand warm|n|n|clothes
 button|buttons|bone,wood|clothes shop|1-2|close a coat|n|n|clothes
-ring|rings|silver,gold|jewel shop|25-40|wear on a finger|n|n|jewel
-necklace|necklaces|silver,glass|jewel shop|15-28|wear at a party|n|n|jewel
+ring|rings|silver,gold|jewel shop|25-40|decorate a finger|n|n|jewel
+necklace|necklaces|silver,glass|jewel shop|15-28|look pretty at a party|n|n|jewel
 umbrella|umbrellas|cloth,silk|clothes shop|8-14|stay dry in the rain|y|y|clothes
 basket|baskets|straw,wood|home shop|4-8|carry food|y|n|home
 bag|bags|cloth,leather|home shop|5-10|carry things|n|n|home
-box|boxes|wood,paper|home shop|3-7|keep things in|y|n|home
+box|boxes|wood,paper|home shop|3-7|store things|y|n|home
 lamp|lamps|glass,brass|home shop|10-18|read at night|n|y|home
 clock|clocks|wood,brass|home shop|14-24|tell the time|n|y|home
-mirror|mirrors|glass|home shop|9-17|see your own face|n|y|home
-chair|chairs|wood|home shop|12-20|sit on|y|y|home
-blanket|blankets|wool,cloth|home shop|8-15|sleep under|n|n|home
+mirror|mirrors|glass|home shop|9-17|see one's face|n|y|home
+chair|chairs|wood|home shop|12-20|sit down|y|y|home
+blanket|blankets|wool,cloth|home shop|8-15|keep warm at night|n|n|home
 candle|candles|wax|home shop|1-3|light a dark room|y|n|home
 key|keys|brass,iron|tool shop|2-4|open a door|n|n|home
 coin purse|coin purses|leather,cloth|home shop|4-8|hold coins|n|n|home
-cup|cups|clay,glass|kitchen shop|2-5|drink from|n|y|kitchen
-plate|plates|clay,glass|kitchen shop|3-6|eat from|n|y|kitchen
-bowl|bowls|clay,wood|kitchen shop|3-6|eat soup from|n|y|kitchen
+cup|cups|clay,glass|kitchen shop|2-5|hold tea|n|y|kitchen
+plate|plates|clay,glass|kitchen shop|3-6|serve meals|n|y|kitchen
+bowl|bowls|clay,wood|kitchen shop|3-6|serve soup|n|y|kitchen
 spoon|spoons|wood,silver|kitchen shop|1-4|stir soup|y|n|kitchen
-pot|pots|iron,clay|kitchen shop|8-14|cook soup in|n|y|kitchen
+pot|pots|iron,clay|kitchen shop|8-14|cook soup|n|y|kitchen
 teapot|teapots|clay,glass|kitchen shop|9-15|make tea|n|y|kitchen
-jar|jars|glass,clay|kitchen shop|2-5|keep jam in|n|y|kitchen
+jar|jars|glass,clay|kitchen shop|2-5|store jam|n|y|kitchen
 vase|vases|glass,clay|kitchen shop|7-13|hold flowers|n|y|kitchen
 hammer|hammers|iron|tool shop|6-11|hit nails|n|n|tool
 saw|saws|iron|tool shop|8-13|cut wood|n|n|tool
@@ -223,11 +223,11 @@ book|books|paper|book shop|6-12|read stories|n|n|book
 map|maps|paper|book shop|4-9|find the way|n|n|book
 spade|spades|iron,wood|garden shop|6-12|dig holes|n|n|garden
 watering can|watering cans|tin|garden shop|7-12|water plants|n|n|garden
-flower pot|flower pots|clay|garden shop|2-6|grow flowers in|n|y|garden
+flower pot|flower pots|clay|garden shop|2-6|grow flowers|n|y|garden
 fishing rod|fishing rods|wood|tool shop|10-16|catch fish|y|y|tool
 sled|sleds|wood|toy shop|12-20|slide on snow|y|y|toy
 bicycle|bicycles|iron|tool shop|35-60|ride to school|n|y|tool
-bell|bells|brass,silver|music shop|5-10|ring|n|n|music
+bell|bells|brass,silver|music shop|5-10|call people|n|n|music
 guitar|guitars|wood|music shop|22-38|play songs|y|y|music
 lantern|lanterns|tin,glass|home shop|8-14|walk at night|n|y|home
 compass|compasses|brass|book shop|10-18|find north|n|n|tool
@@ -421,11 +421,13 @@ HILLS: tuple[str, ...] = (
     "Old Hill",
 )
 STREETS: tuple[str, ...] = (
-    "Mill Lane", "Rose Street", "Bridge Street", "Hill Road", "Garden Lane", "School Street", "Market Street",
+    "Mill Lane", "Rose Street", "Bridge Street", "Hill Road", "Garden Lane", "School Street",
+    "Market Street",
     "River Road", "Church Lane", "Apple Lane", "Station Road", "Oak Street",
 )  # fmt: skip
 FESTIVALS: tuple[str, ...] = (
-    "Lantern Festival", "Apple Fair", "Kite Day", "Boat Race", "Harvest Dinner", "Snow Fair", "Flower Parade", "Music Night",
+    "Lantern Festival", "Apple Fair", "Kite Day", "Boat Race", "Harvest Dinner", "Snow Fair",
+    "Flower Parade", "Music Night",
 )  # fmt: skip
 GAMES: tuple[str, ...] = (
     "hide and seek",
@@ -438,8 +440,10 @@ GAMES: tuple[str, ...] = (
     "catch",
 )
 HOBBIES: tuple[tuple[str, str], ...] = (
-    ("painting", "paint"), ("singing", "sing"), ("swimming", "swim"), ("reading", "read"), ("dancing", "dance"),
-    ("fishing", "fish"), ("cooking", "cook"), ("running", "run"), ("drawing", "draw"), ("gardening", "work in the garden"),
+    ("painting", "paint"), ("singing", "sing"), ("swimming", "swim"), ("reading", "read"), ("dancing",
+     "dance"),
+    ("fishing", "fish"), ("cooking", "cook"), ("running", "run"), ("drawing", "draw"), ("gardening",
+     "work in the garden"),
     ("sewing", "sew"), ("skating", "skate"),
 )  # fmt: skip
 

@@ -52,7 +52,7 @@ Once upon a time, a {trait} {girl} [named|called] {Sn} lived [near|close to] {ho
 In the [small|little|old|quiet|pretty] town of {town} lived a {girl} [named|called] {Sn}.
 There was once a {girl} [named|called] {Sn} who loved {hobby}.
 {Sn} was a {girl} of {age} who liked {hobby} [more than anything else|very much|best of all].
-{Sn} lived with {his} {kin} in a [small|little|tall|narrow|white|red|yellow] house [near|behind] {home}.
+{Sn} lived with {his} {kin} in a [small|little|tall|narrow|white|red|yellow] house [near|close to] {home}.
 A {trait} {girl} [named|called] {Sn} lived in {town}.
 [Long ago|Not long ago|Some time ago], there was a {trait} {girl} in {town}. {He} was called {Sn}.
 {Sn} had {hair} hair and [a happy laugh|bright eyes|a small round nose|a soft voice]. Everybody in {town} knew {him}.

@@ -34,6 +34,8 @@ class Story:
     key: str
     log: tuple[tuple[str, ...], ...]
     """(kind, fields…) of everything that happened: the source of questions."""
+    words: dict[str, str]
+    """The words that the tale's sentences were filled with (age, town, weekday…), whether or not they were told."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,7 +85,18 @@ _PLACES: dict[str, tuple[str, ...]] = {
     "market": ("market",),
     "garden": ("garden",),
     "water": ("river", "lake", "beach", "harbour"),
-    "contest": ("park", "town square", "school", "lake", "meadow", "beach", "hill", "playground", "farm", "market"),
+    "contest": (
+        "park",
+        "town square",
+        "school",
+        "lake",
+        "meadow",
+        "beach",
+        "hill",
+        "playground",
+        "farm",
+        "market",
+    ),
     "skill": ("lake", "river", "park", "playground", "meadow", "school", "farm"),
     "build": ("garden", "meadow", "farm", "orchard"),
     "none": (),
@@ -117,7 +130,9 @@ def make_wish(
     """
     for name in characters:
         if name not in CHARACTERS:
-            raise ValueError(f"no story knows a person called {name!r}; the names are in lexicon.GIRLS and BOYS")
+            raise ValueError(
+                f"no story knows a person called {name!r}; the names are in lexicon.GIRLS and BOYS"
+            )
     noun, adjective = object, ""
     if object and noun not in OBJECTS:
         adjective, _, noun = object.partition(" ")
@@ -168,7 +183,9 @@ def story(
         raise ValueError(f"no story of the {split} split fits {wish}")
     head = _title(tale, chosen) if random() < title else ""
     body = tale.text()
-    return Story(f"{head}\n\n{body}" if head else body, head, chosen.name, (a, b), key, tuple(tale.log))
+    return Story(
+        f"{head}\n\n{body}" if head else body, head, chosen.name, (a, b), key, tuple(tale.log), tale.d
+    )
 
 
 def _title(tale: Tale, shape: Shape) -> str:

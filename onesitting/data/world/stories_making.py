@@ -43,7 +43,7 @@ It stayed in the oven for {m} minutes, and the whole house smelled [good|wonderf
 {S} forgot the time, and one side got [a little |]black. "That is only the outside," {he} said and cut it off.
 It got very dark on one side, because the oven was too hot. {Sn} cut that part off.
 #eat
-{S's} {kin} took a bite and closed both eyes. "[Delicious|Very, very good|Better than mine]," {kin} said.
+{S's} {kin} took a bite and closed both eyes. "[Delicious|Very, very good|Better than mine]," {kin_he} said.
 They all sat around the table and ate {the_dish}. {O} got the [biggest|first|second] piece.
 {O} came over too, and they ate {the_dish} until [nothing was left|only crumbs were left].
 """)
@@ -69,7 +69,10 @@ def cooking(t: Tale) -> None:
     d["I1"] = d["i1"].capitalize()
     d["the_dish"] = "the " + dish[0].split(" ", 1)[1]
     d["pack"] = t.pick(("a cup", "a bag", "a small jar", "a bowl"))
-    d["n"], d["m"] = t.pick(("fifty", "thirty", "twenty", "a hundred")), t.pick(("twenty", "thirty", "forty", "fifty"))
+    d["n"], d["m"] = (
+        t.pick(("fifty", "thirty", "twenty", "a hundred")),
+        t.pick(("twenty", "thirty", "forty", "fifty")),
+    )
     t.noun = dish[0]
     if t.wish.place:
         t.scene((t.wish.place,))
@@ -152,7 +155,16 @@ _WORKS: tuple[tuple[str, ...], ...] = (
     ("a swing", "a smooth board", "two ropes", "the swing hung to one side", "one rope is longer", "made the ropes equal", "They could swing up to the leaves."),
     ("a dam", "many stones", "mud and grass", "the water ran through it", "there are holes between the stones", "filled the holes with mud", "Behind it, the water became a little lake."),
 )  # fmt: skip
-_TITLES = ("the Sea Queen", "Old Tom", "the Lion", "the Castle", "the Happy Snail", "Number One", "the Flying Potato", "Big Ben")
+_TITLES = (
+    "the Sea Queen",
+    "Old Tom",
+    "the Lion",
+    "the Castle",
+    "the Happy Snail",
+    "Number One",
+    "the Flying Potato",
+    "Big Ben",
+)
 
 
 _SEASONAL = {"a snow house": ("winter", ("cold",)), "a sand castle": ("summer", ("warm", "sunny"))}
@@ -185,7 +197,7 @@ def building(t: Tale) -> None:
     t.para()
     t.say(B["fail"])
     t.say(B["think"])
-    t.log.append(("why_failed", d["bad"], d["why"]))
+    t.log.append(("why_failed", d["why"]))
     t.say(B["better"])
     t.log.append(("fixed", d["fix"]))
     t.say(B["done"])
@@ -221,8 +233,18 @@ Then {s} put the {s1} into the water. It sank [at once|to the bottom].
 {S} fished the {s1} out again with a [stick|net|long branch].
 They got everything out again with a net and dried it in the sun.
 """)
-_FLOATERS = tuple((k.name, k.materials[0]) for k in lx.OBJECTS.values() if k.floats and k.name not in ("ladder", "chair", "sled", "guitar", "drum") and k.materials[0] in ("wood", "straw", "paper", "wax"))
-_SINKERS = tuple((k.name, k.materials[0]) for k in lx.OBJECTS.values() if not k.floats and k.materials[0] in ("iron", "brass", "clay", "glass", "silver") and not k.fragile)
+_FLOATERS = tuple(
+    (k.name, k.materials[0])
+    for k in lx.OBJECTS.values()
+    if k.floats
+    and k.name not in ("ladder", "chair", "sled", "guitar", "drum")
+    and k.materials[0] in ("wood", "straw", "paper", "wax")
+)
+_SINKERS = tuple(
+    (k.name, k.materials[0])
+    for k in lx.OBJECTS.values()
+    if not k.floats and k.materials[0] in ("iron", "brass", "clay", "glass", "silver") and not k.fragile
+)
 
 
 def floating(t: Tale) -> None:
@@ -231,7 +253,10 @@ def floating(t: Tale) -> None:
     begin(t)
     t.scene(("river", "lake", "beach", "harbour"))
     d = t.d
-    (d["f1"], m1), (d["s1"], m2) = _FLOATERS[t.number(0, len(_FLOATERS) - 1)], _SINKERS[t.number(0, len(_SINKERS) - 1)]
+    (d["f1"], m1), (d["s1"], m2) = (
+        _FLOATERS[t.number(0, len(_FLOATERS) - 1)],
+        _SINKERS[t.number(0, len(_SINKERS) - 1)],
+    )
     d["m1"], d["m2"], d["n"] = m1, m2, lx.number_word(t.number(4, 12))
     t.noun = f"{d['f1']} {d['s1']}"
     go_first(t)
@@ -294,7 +319,9 @@ def snow(t: Tale) -> None:
     noun = t.thing(("hat", "scarf", "bucket", "pot", "basket", "bag"), a, colour=0.9)
     d["n"], d["d"] = lx.number_word(t.number(2, 4)), lx.number_word(t.number(3, 12)).capitalize()
     d["buttons"] = t.pick(("two buttons", "two black stones", "two nuts", "two coins", "two pieces of coal"))
-    d["snow"] = t.pick(("Mister Cold", "Captain Frost", "King Winter", "Lady Snow", "Doctor Ice", "Uncle Freeze"))
+    d["snow"] = t.pick(
+        ("Mister Cold", "Captain Frost", "King Winter", "Lady Snow", "Doctor Ice", "Uncle Freeze")
+    )
     t.say(I["snow"])
     go_first(t, anchor=0)
     meet(t)
@@ -430,5 +457,3 @@ def shares(t: Tale) -> None:
     t.maybe(0.5, O["thanks"], b)
     t.maybe(0.5, D["dog"], a)
     finish(t)
-
-

@@ -68,7 +68,16 @@ def rescue(t: Tale) -> None:
     d = t.d
     i = t.number(0, len(_STUCK) - 1)
     d["stuck_s"], d["stuck_v"], d["tool"], d["tool2"] = _STUCK[i]
-    d["an_animal"] = lx.with_article(t.pick((f"{d['acol']} {kind.name}", f"small {kind.name}", f"young {kind.name}", f"frightened {kind.name}")))
+    d["an_animal"] = lx.with_article(
+        t.pick(
+            (
+                f"{d['acol']} {kind.name}",
+                f"small {kind.name}",
+                f"young {kind.name}",
+                f"frightened {kind.name}",
+            )
+        )
+    )
     d["home"], d["Ohe2"] = kind.home, t.b.He
     t.noun = kind.name
     go_first(t, anchor=0.3)
@@ -107,7 +116,8 @@ One {sky} {time}, {s} wanted to feed {pet}, but the {home} was empty.
 {S} looked [in the yard|behind the house|in every room], but {pet} was not there.
 #ask
 "Have you seen {pet}?" {s} asked. "It is {acol} and [very small|rather big|not very clever]."
-"My {animal} is gone," said {Sn}. "[Please|Can you] help me to look for it."
+"My {animal} is gone," said {Sn}. "Please help me to look for it."
+"My {animal} is gone," said {Sn}. "Can you help me to look for it?"
 #clue
 "I saw a {acol} {animal} {at}," said {Sn}.
 "[Look|See]," said {Sn}, "there are tracks on the ground. They go to {place}."
@@ -200,8 +210,31 @@ In the sun, their clothes soon dried.
 "Rain is only water," said {Sn}. "[But it is very wet water|We are not made of sugar]."
 "The flowers are glad, at least," {s} said.
 """)
-_PICNIC = ("bread", "cake", "pie", "bun", "cookie", "apple", "pear", "plum", "melon", "peach", "cherry", "strawberry", "cheese")
-_SHELTERS = ("an old barn", "a big tree", "a stone bridge", "a little hut", "a roof of leaves", "a hay cart", "an empty shed", "a wide oak")
+_PICNIC = (
+    "bread",
+    "cake",
+    "pie",
+    "bun",
+    "cookie",
+    "apple",
+    "pear",
+    "plum",
+    "melon",
+    "peach",
+    "cherry",
+    "strawberry",
+    "cheese",
+)
+_SHELTERS = (
+    "an old barn",
+    "a big tree",
+    "a stone bridge",
+    "a little hut",
+    "a roof of leaves",
+    "a hay cart",
+    "an empty shed",
+    "a wide oak",
+)
 
 
 def weather(t: Tale) -> None:

@@ -485,6 +485,11 @@ At last, they [reached|came to] {town2}, [tired but happy|with dust on their sho
 "I was worried about you," said {his} {kin2} and gave them [hot soup|warm milk|pancakes].
 #gift
 {S} gave {his} {kin2} the {noun}. "I [carried|brought] it all the way," {he} said.
+#bed
+That night, {s} lay in a strange bed and smiled. The road had been long, but it had been worth it.
+They stayed for {days} days, and when they went home, they knew the way.
+They told the whole story of their journey, and everybody laughed until late at night.
+That night, both of them slept well, and {Sn} dreamed of the road.
 """)
 _PLANS: dict[str, tuple[str, ...]] = {
     "bridge": (
@@ -512,6 +517,7 @@ def journey(t: Tale) -> None:
     while d["town2"] == d["town"]:
         d["town2"] = t.pick(lx.TOWNS)
     problem = t.pick(tuple(_PLANS))
+    d["days"] = lx.number_word(t.number(2, 6))
     d["n"], d["plan"] = lx.number_word(t.number(2, 9)), t.pick(_PLANS[problem])
     t.say(J["plan"])
     t.log.append(("trip", a.name, d["town2"], d["kin2"]))
@@ -530,6 +536,6 @@ def journey(t: Tale) -> None:
     t.say(J["welcome"], a)
     if t.chance(0.6):
         t.say(J["gift"], a)
-        t.log.append(("gave", a.name, f"{a.his} {d['kin']}", noun))
+        t.log.append(("gave", a.name, f"{a.his} {d['kin2']}", noun))
         t.holder[noun] = None
-    finish(t)
+    t.say(J["bed"], a)

@@ -52,7 +52,7 @@ L = book("""
 {S} put {his} {noun} down to look at {thing2}. Then {he} forgot [all |]about it.
 {S} put the {noun} [down|on the ground] for a moment to [tie {his} shoe|drink some water|watch a bird|rest].
 {S} was so busy looking at {thing2} that {he} dropped {his} {noun} and did not hear it fall.
-{S} laid the {noun} beside {him} and closed {his} eyes in the warm air.
+{S} laid the {noun} beside {him} and closed {his} eyes for a moment.
 #gone
 When {s} turned around, the {noun} was gone.
 Later, {s} reached for the {noun}, but it was not there.
@@ -151,7 +151,7 @@ The {noun} cost {price} coins.
 "{Price} coins for the {noun}," said the [seller|shopkeeper].
 #buy
 {S} paid and bought the {noun}. Now {he} had {left} left.
-{S} counted out the money and bought the {noun}. {Left} [was|were] left.
+{S} counted out the money and bought the {noun}. {Left} {was} left.
 {S} bought the {noun} and put {left} back into {his} pocket.
 #wrap
 {S} wrapped the {noun} in [blue|white|brown|yellow] paper and tied it with a ribbon.
@@ -301,7 +301,7 @@ B = book("""
 #ask
 "May I borrow your {noun}?" asked {Sn}. "I will bring it back {when}."
 "Could you lend me the {noun}?" {s} asked. "I need it until {when2}."
-{S} looked at the {noun}. "May I take it home [for a day|until {when2}]?" {he} asked.
+{S} looked at the {noun}. "May I take it home until {when2}?" {he} asked.
 #lend
 {S} [thought for a moment|nodded] and lent the {noun} to {O}.
 "[Of course|Yes, but take care of it]," said {Sn} and gave the {noun} to {O}.
@@ -523,9 +523,9 @@ Then {s} asked for {item2}. That cost {p2}.
 Next, {s} bought {item2} for {p2}.
 For {item2}, {s} paid {p2}.
 #sum
-{S} counted. Together that was {total}, so {left} [was|were] left.
+{S} counted. Together that was {total}, so {left} {was} left.
 "That makes {total}," {s} said. So {he} still had {left}.
-{S} looked into {his} hand. {Left} [was|were] left.
+{S} looked into {his} hand. {Left} {was} left.
 #meet
 On the way home, {s} met {his} {bond} {O}, who looked [hungry|cold and hungry|tired].
 Near the last stall, {s} saw {his} {bond} {O}. {Ohe2} had forgotten {Ohis} lunch.
@@ -562,7 +562,8 @@ def market_day(t: Tale) -> None:
     go_first(t, anchor=0)
     t.say(M["first"])
     t.say(M["second"])
-    t.log += [("cost", one.one, d["p1"]), ("cost", two.one, d["p2"]), ("left", t.a.name, d["left"])]
+    t.log += [("cost", one.one, d["p1"]), ("cost", two.one, d["p2"]), ("left_both", t.a.name, d["left"])]
+    t.log.append(("total", d["total"]))
     t.say(M["sum"])
     t.para()
     t.say(M["meet"])
