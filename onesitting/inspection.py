@@ -22,9 +22,11 @@ from onesitting.runlog import RunFolder, read_jsonl
 
 if TYPE_CHECKING:
     from onesitting.data.examples import Batch
+    from onesitting.data.problems import Problems
     from onesitting.tokenizer.bpe import Tokenizer
 
 SCAN = 2000  # records read to count problems; a few seconds at most
+ANY_FRACTION = 1.0  # of bad records: they are shown here, and refused when a run reads them
 SHOWN_CHARACTERS = 400  # of a document
 TOKEN_STYLES = ("black on bright_cyan", "black on bright_yellow")
 TRAINED, CONTEXT, MARK = "bold bright_green", "dim", "yellow"
@@ -40,7 +42,7 @@ def inspect_data(cfg: RunConfig, n: int = 5, console: Console | None = None) -> 
 
     console = console or Console(highlight=False, soft_wrap=True)
     check_specs("data", cfg.data)
-    problems = Problems(cfg.corpus.max_bad_fraction)
+    problems = Problems(ANY_FRACTION)
     documents = list(itertools.islice(read_documents(cfg.data, cfg.corpus, problems, cfg.seed), SCAN))
     _heading(console, f"documents: {', '.join(cfg.data)}")
     for document in documents[:n]:
@@ -51,7 +53,7 @@ def inspect_data(cfg: RunConfig, n: int = 5, console: Console | None = None) -> 
     if "sft" not in cfg.stages and cfg.pretrain.chat_fraction == 0:
         return
     check_specs("chat", cfg.chat)
-    problems = Problems(cfg.corpus.max_bad_fraction)
+    problems = Problems(ANY_FRACTION)
     conversations = list(itertools.islice(read_conversations(cfg.chat, cfg.corpus, problems, cfg.seed), SCAN))
     _heading(console, f"conversations: {', '.join(cfg.chat)}")
     for conversation in conversations[:n]:
@@ -179,7 +181,7 @@ def _print_row(console: Console, tokenizer: "Tokenizer", pieces: list[list[Token
 def _step_batches(
     cfg: RunConfig, tokenizer: "Tokenizer", stage: str, step: int, console: Console
 ) -> tuple[list["Batch"], bool]:
-    """The micro-batches that the stage itself makes for a step, and whether documents are hidden from each other.
+    """The micro-batches that the stage itself makes for a step, and whether it isolates documents.
 
     Pretraining rows are built isolated even where training does not isolate: the ids are the same, and
     the numbers of the documents show where each begins.
@@ -262,8 +264,7 @@ def _tokenizer(cfg: RunConfig, console: Console) -> "Tokenizer":
 def _texts(cfg: RunConfig) -> Iterator[str]:
     from onesitting.data.sources import Problems, read_documents
 
-    problems = Problems(cfg.corpus.max_bad_fraction)
-    for document in read_documents(cfg.data, cfg.corpus, problems, cfg.seed):
+    for document in read_documents(cfg.data, cfg.corpus, Problems(ANY_FRACTION), cfg.seed):
         yield document.text
 
 
@@ -292,7 +293,7 @@ def _message_line(message: dict[str, Any]) -> Text:
     return line
 
 
-def _summary(console: Console, kind: str, sizes: Sequence[int], problems: Any) -> None:
+def _summary(console: Console, kind: str, sizes: Sequence[int], problems: "Problems") -> None:
     more = " (the first ones; there may be more)" if len(sizes) == SCAN else ""
     if sizes:
         middle = sorted(sizes)[len(sizes) // 2]
@@ -300,7 +301,15 @@ def _summary(console: Console, kind: str, sizes: Sequence[int], problems: Any) -
         console.print(line, style="bold")
     else:
         console.print(f"no {kind}", style=MARK)
-    console.print(Text(str(problems)))
+    for what, n_files in problems.guesses.items():
+        files = "" if n_files == 1 else f" (in {n_files} files)"
+        console.print(Text(f"guessed: {what}{files}", style=MARK))
+    for what, n in problems.skipped.items():
+        console.print(Text(f"skipped: {n:,} × {what}", style=MARK))
+    for what, n in problems.bad.items():
+        console.print(Text(f"bad: {n:,} × {what}", style=MARK))
+    for example in problems.examples:
+        console.print(Text(f"  {example}", style=CONTEXT))
 
 
 def _heading(console: Console, words: str) -> None:
