@@ -61,7 +61,7 @@ class _Waiting:
         return start, length
 
     def take_for(self, space: int) -> tuple[int, int]:
-        """The document to put into a gap: one or two that fill it, else the longest that fits, else one to cut."""
+        """The document for a gap: one or two that fill it, else the longest that fits, else one to cut."""
         if self.has[space]:
             return self.take(space)
         fitting = np.flatnonzero(self.has[:space])
