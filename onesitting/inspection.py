@@ -89,10 +89,8 @@ def inspect_tokens(cfg: RunConfig, text: str | None = None, console: Console | N
     width = max(map(len, shown), default=0)
     cells = [f"{i:>6} {piece:<{width}}" for i, piece in zip(ids, shown, strict=True)]
     per_line = max(1, min(8, console.width // (width + 9)))
-    for row in (
-        itertools.batched(cells, per_line) if hasattr(itertools, "batched") else _batched(cells, per_line)
-    ):
-        console.print(Text("  ".join(row).replace("\n", " ").rstrip()))
+    for first in range(0, len(cells), per_line):
+        console.print(Text("  ".join(cells[first : first + per_line]).rstrip()))
     ratio = n_bytes / max(1, len(ids))
     console.print(f"\n{len(ids):,} tokens, {n_bytes:,} bytes: {ratio:.2f} bytes per token", style="bold")
 
@@ -318,11 +316,6 @@ def _heading(console: Console, words: str) -> None:
 
 def _shortened(text: str) -> str:
     return text if len(text) <= SHOWN_CHARACTERS else text[:SHOWN_CHARACTERS] + " …"
-
-
-def _batched(items: Sequence[str], n: int) -> Iterator[tuple[str, ...]]:
-    for first in range(0, len(items), n):
-        yield tuple(items[first : first + n])
 
 
 def _plain(console: Console) -> bool:
