@@ -11,9 +11,13 @@ Importing this package is cheap (no torch, no tables built); the tables are buil
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
 
 from onesitting.data.world.splits import Split
 from onesitting.data.world.state import State, state
+
+if TYPE_CHECKING:
+    from onesitting.data.world.suite import Item
 
 
 class World:
@@ -38,3 +42,33 @@ class World:
         from onesitting.data.world import corpus
 
         return corpus.documents(self.seed, split, mb, start=start)
+
+    def conversations(self, split: Split, n: int, *, start: int = 0) -> Iterator[dict[str, Any]]:
+        """n conversations from number `start` on: messages in OpenAI's form, tools where offered, meta."""
+        from onesitting.data.world import conversations
+
+        return conversations.conversations(self, split, n, start=start)
+
+    def preferences(self, split: Split, n: int, *, start: int = 0) -> Iterator[dict[str, Any]]:
+        """n preference pairs: prompt (messages), tools where offered, chosen, rejected, meta."""
+        from onesitting.data.world import preferences
+
+        return preferences.preferences(self, split, n, start=start)
+
+    def prompts(self, split: Split, n: int, *, start: int = 0) -> Iterator[dict[str, Any]]:
+        """n prompts whose replies a scorer can check: messages, tools, scorer, reference, oracle, meta."""
+        from onesitting.data.world import prompts
+
+        return prompts.prompts(self, split, n, start=start)
+
+    def suite(self, n_per_task: int, seed: int = 0) -> dict[str, list[Item]]:
+        """Task -> evaluation items in chat form, from the test split."""
+        from onesitting.data.world import suite
+
+        return suite.suite(self, n_per_task, seed)
+
+    def base_suite(self, n_per_task: int, seed: int = 0) -> dict[str, list[Item]]:
+        """Task -> evaluation items in completion form, for a model before fine-tuning."""
+        from onesitting.data.world import suite
+
+        return suite.base_suite(self, n_per_task, seed)

@@ -284,7 +284,15 @@ _KINDS: tuple[tuple[float, Callable[["World", Random, Split], Talk]], ...] = (
 
 
 def instruction_talk(world: "World", rng: Random, split: Split) -> Talk:
-    """A request of this split whose form and content can be checked."""
+    """One to three requests whose form and content can be checked; the last one can be scored."""
+    talk = _request(world, rng, split)
+    for _ in range(rng.choice((0, 1, 2))):
+        talk = _request(world, rng, split).after(talk)
+    return talk
+
+
+def _request(world: "World", rng: Random, split: Split) -> Talk:
+    """A request of this split and its fulfilment."""
     make = rng.choices([make for _, make in _KINDS], [weight for weight, _ in _KINDS])[0]
     while True:
         talk = make(world, rng, split)

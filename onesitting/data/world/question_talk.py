@@ -4,10 +4,17 @@ from random import Random
 from typing import TYPE_CHECKING
 
 from onesitting.data.world.arithmetic import Problem
-from onesitting.data.world.fact_questions import fact_question, fact_sentence, facts_about, values_of_kind
+from onesitting.data.world.fact_questions import (
+    FactQuestion,
+    fact_question,
+    fact_sentence,
+    facts_about,
+    values_of_kind,
+)
 from onesitting.data.world.small_talk import GREETING_REPLIES, GREETINGS, closing
 from onesitting.data.world.splits import Split
 from onesitting.data.world.talk import Talk, politely
+from onesitting.data.world.tools import JSON
 from onesitting.data.world.word_problems import problem
 
 if TYPE_CHECKING:
@@ -32,17 +39,22 @@ def facts_talk(world: "World", rng: Random, split: Split) -> Talk:
     found = fact_question(world, rng, split)
     talk.key = found.key
     talk.user(politely(rng, found.question)).assistant(found.answer)
-    # Another value of the same kind is a wrong answer, unless the question itself names it.
-    pool = values_of_kind(world.seed, found.fact.kind)
-    rejected = [value for value in pool if value not in found.accepted and value not in found.question]
-    guess = fact_sentence(world, rng.choice(facts_about(world, found.fact.kind)))
-    talk.expect("answer", {"accepted": list(found.accepted), "rejected": rejected}, guess)
+    talk.expect("answer", *reference_and_guess_of_fact(world, rng, found))
     if rng.random() < 0.15:
         closing(rng, talk)
     return talk
 
 
-def _guessed_number(rng: Random, found: Problem) -> str:
+def reference_and_guess_of_fact(world: "World", rng: Random, found: FactQuestion) -> tuple[JSON, str]:
+    """The reference of a fact question, and the baseline: another fact of the same kind."""
+    # Another value of the same kind is a wrong answer, unless the question itself names it.
+    pool = values_of_kind(world.seed, found.fact.kind)
+    rejected = [value for value in pool if value not in found.accepted and value not in found.question]
+    guess = fact_sentence(world, rng.choice(facts_about(world, found.fact.kind)))
+    return {"accepted": list(found.accepted), "rejected": rejected}, guess
+
+
+def guessed_number(rng: Random, found: Problem) -> str:
     """The baseline: any number that the question names."""
     numbers = [word.strip(".,?:") for word in found.question.split()]
     return rng.choice([number for number in numbers if number.isdigit()] or ["10"])
@@ -62,7 +74,7 @@ def arithmetic_talk(world: "World", rng: Random, split: Split) -> Talk:
         else:
             talk.assistant(f"{found.steps} {found.sentence}")
         talk.key = found.key
-        talk.expect("number", {"answer": found.answer}, _guessed_number(rng, found))
+        talk.expect("number", {"answer": found.answer}, guessed_number(rng, found))
     if rng.random() < 0.1:
         closing(rng, talk)
     return talk

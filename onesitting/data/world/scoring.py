@@ -37,7 +37,8 @@ def normalised(text: str) -> str:
     return " ".join(word for word in words if word not in ("a", "an", "the"))
 
 
-def _contains(text: str, phrase: str) -> bool:
+def contains(text: str, phrase: str) -> bool:
+    """Whether the phrase occurs in the text as whole words, in any phrasing that `normalised` forgives."""
     return f" {normalised(phrase)} " in f" {normalised(text)} "
 
 
@@ -47,11 +48,11 @@ def score_answer(reply: Reply, reference: JSON) -> Score:
     reference: {"accepted": [...], "rejected": [...]}; a rejected phrase inside an accepted one is ignored.
     """
     accepted: list[str] = reference["accepted"]
-    found = next((answer for answer in accepted if _contains(reply.content, answer)), None)
+    found = next((answer for answer in accepted if contains(reply.content, answer)), None)
     if found is None:
         return Score(False, f"expected '{accepted[0]}'")
     for wrong in reference.get("rejected", ()):
-        if _contains(reply.content, wrong) and not _contains(found, wrong):
+        if contains(reply.content, wrong) and not contains(found, wrong):
             return Score(False, f"'{wrong}' beside '{found}'")
     return Score(True, f"has '{found}'")
 
@@ -64,9 +65,13 @@ def score_number(reply: Reply, reference: JSON) -> Score:
     return Score(numbers[-1] == reference["answer"], f"{numbers[-1]}, expected {reference['answer']}")
 
 
+_SENTENCE_END = re.compile(r"""(?:(?<=[.!?])|(?<=[.!?]["”]))\s+(?=["“]?[A-Z0-9])""")
+
+
 def sentences(text: str) -> list[str]:
-    """The sentences of a text: pieces that end in . ! or ? (with closing quotes)."""
-    return [piece.strip() for piece in re.findall(r"[^.!?]+[.!?]+[\"”']*", text)]
+    """The sentences of a text: pieces that end in . ! or ?, before a capital, a digit or a quote."""
+    pieces = [piece.strip() for piece in _SENTENCE_END.split(text)]
+    return [piece for piece in pieces if piece.rstrip('"”')[-1:] in (".", "!", "?") and piece.strip('."”!?')]
 
 
 def list_items(text: str) -> list[str] | None:
@@ -138,7 +143,7 @@ def _content_problem(text: str, reference: JSON) -> str | None:
     if "exact" in reference and text.strip() != reference["exact"]:
         return f"expected '{reference['exact']}'"
     for phrase in reference.get("mentions", ()):
-        if not _contains(text, phrase):
+        if not contains(text, phrase):
             return f"does not mention '{phrase}'"
     if "starts" in reference and not text.strip().startswith(reference["starts"]):
         return f"does not begin with '{reference['starts']}'"

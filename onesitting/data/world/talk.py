@@ -54,6 +54,12 @@ class Talk:
         self.messages += [message, {"role": "tool", "tool_call_id": f"call_{number}", "content": result}]
         return self
 
+    def after(self, earlier: "Talk") -> "Talk":
+        """Put the turns of another conversation before this one's."""
+        self.messages = [*earlier.messages, *self.messages]
+        self.scored += len(earlier.messages) if self.scored >= 0 else 0
+        return self
+
     def expect(self, scorer: str, reference: JSON, baseline: str | Message = "") -> "Talk":
         """Score the message added last (or the call before it, if that is a tool's result)."""
         self.scored = len(self.messages) - (2 if self.messages[-1]["role"] == "tool" else 1)
@@ -81,21 +87,24 @@ def call_message(name: str, arguments: Mapping[str, Any], call_id: str = "call_1
 
 _OPENINGS = (
     "Hi! {}",
-    "Please help me. {}",
     "Hello. {}",
+    "Please help me. {}",
+    "Good day! {}",
     "Hey, a question: {}",
     "Tell me: {}",
     "I was wondering: {}",
 )
-_ENDINGS = ("{} Thanks!", "{} Please tell me.", "{} Thank you.")
+_ENDINGS = ("{} Thanks!", "{} Thank you.", "{} Please tell me.")
 
 
-def politely(rng: Random, question: str) -> str:
-    """The question, in about a quarter of the cases with an opening or an ending around it."""
+def politely(rng: Random, request: str) -> str:
+    """The request, in about a quarter of the cases with an opening or an ending around it."""
     chance = rng.random()
     if chance > 0.25:
-        return question
-    return rng.choice(_OPENINGS if chance > 0.08 else _ENDINGS).format(question)
+        return request
+    frames = _OPENINGS if chance > 0.08 else _ENDINGS
+    # "Tell me: List three colours." is no English; only a question takes every frame.
+    return rng.choice(frames if request.endswith("?") else frames[: (len(frames) + 1) // 2]).format(request)
 
 
 def capitalised(text: str) -> str:

@@ -15,7 +15,7 @@ from onesitting.data.world.small_talk import GREETING_REPLIES, GREETINGS, closin
 from onesitting.data.world.splits import Split, split_of
 from onesitting.data.world.state import Fact, state
 from onesitting.data.world.talk import Message, Talk, call_message, politely
-from onesitting.data.world.tools import CALCULATOR, CALENDAR, JSON, LOOKUP, call_tool
+from onesitting.data.world.tools import CALCULATOR, CALENDAR, JSON, LOOKUP, TOOLS, call_tool
 from onesitting.data.world.word_problems import COUNTABLES, bare_problem
 
 if TYPE_CHECKING:
@@ -160,23 +160,25 @@ def _fact(world: "World", rng: Random) -> Request:
     )
 
 
-_REQUESTS = (_calculation, _day, _fact)
+_REQUESTS: dict[str, Callable[["World", Random], Request]] = {
+    "calculator": _calculation,
+    "calendar": _day,
+    "lookup": _fact,
+}
 
 
-def _request(world: "World", rng: Random, split: Split) -> Request:
+def _request(world: "World", rng: Random, split: Split, tools: list[JSON]) -> Request:
+    """A request of this split that one of the tools answers."""
     while True:
-        found = rng.choice(_REQUESTS)(world, rng)
+        found = _REQUESTS[rng.choice(tools)["function"]["name"]](world, rng)
         if split_of(found.key) == split:
             return found
 
 
-def _offered(rng: Random, needed: JSON | None) -> list[JSON]:
-    """One to three tools in any order, the needed one among them."""
-    tools = [tool for tool in (CALCULATOR, CALENDAR, LOOKUP) if tool is not needed]
-    rng.shuffle(tools)
-    chosen = ([needed] if needed else []) + tools[: rng.choice((0, 1, 2, 2) if needed else (1, 2))]
-    rng.shuffle(chosen)
-    return chosen
+def _offered(rng: Random, without: JSON | None = None) -> list[JSON]:
+    """One to three of the tools in any order."""
+    tools = [tool for tool in TOOLS if tool is not without]
+    return rng.sample(tools, min(len(tools), rng.choice((1, 2, 3, 3))))
 
 
 def _guessed_call(rng: Random, tools: list[JSON]) -> Message:
@@ -199,21 +201,20 @@ def _use_turn(world: "World", rng: Random, request: Request, talk: Talk, *, ques
 
 
 def use_talk(world: "World", rng: Random, split: Split) -> Talk:
-    """A request that needs a tool, its call, its result, the answer; sometimes a second one."""
-    request = _request(world, rng, split)
-    talk = Talk("tools", request.key, tools=_offered(rng, request.tool))
-    if rng.random() < 0.2:
-        small_talk_turn(rng, talk)
-    _use_turn(world, rng, request, talk)
-    reference = {"tools": talk.tools, "name": request.name, "arguments": [request.arguments, *request.also]}
-    talk.expect("tool", reference, _guessed_call(rng, talk.tools or []))
-    talk.assistant(request.answer(talk.messages[-1]["content"]))
-    if rng.random() < 0.3:
-        second = _request(world, rng, split)
-        if second.tool in (talk.tools or []):
-            _use_turn(world, rng, second, talk)
-            talk.assistant(second.answer(talk.messages[-1]["content"]))
-    elif rng.random() < 0.2:
+    """One to three requests, each with a call, its result and the answer; the last call can be scored."""
+    tools = _offered(rng)
+    talk = Talk("tools", tools=tools)
+    # The schemas are longer than the talk: several requests under one set of them are read for the price of one.
+    for _ in range(rng.choice((1, 2, 2))):
+        if rng.random() < 0.12:
+            small_talk_turn(rng, talk)
+        request = _request(world, rng, split, tools)
+        _use_turn(world, rng, request, talk)
+        talk.key = request.key
+        reference = {"tools": tools, "name": request.name, "arguments": [request.arguments, *request.also]}
+        talk.expect("tool", reference, _guessed_call(rng, tools))
+        talk.assistant(request.answer(talk.messages[-1]["content"]))
+    if rng.random() < 0.1:
         closing(rng, talk)
     return talk
 
@@ -224,19 +225,16 @@ def no_tool_talk(world: "World", rng: Random, split: Split) -> Talk:
     talk = Talk("tools")
     if kind == "fact":
         found = fact_question(world, rng, split, rng.choice(("animals", "nature", "jobs")))
-        talk.key, talk.tools = found.key, _offered(rng, None)
+        talk.key, talk.tools = found.key, _offered(rng)
         talk.user(found.question).assistant(found.answer)
         guess = rng.choice(facts_about(world, found.fact.kind)).value
         return _expect_no_tool(talk, list(found.accepted), guess)
     if kind == "sum":
         problem = bare_problem(rng, split)
-        talk.key, talk.tools = (
-            problem.key,
-            [tool for tool in _offered(rng, None) if tool is not CALCULATOR] or [CALENDAR],
-        )
+        talk.key, talk.tools = problem.key, _offered(rng, CALCULATOR)
         talk.user(problem.question).assistant(f"{problem.steps} {problem.sentence}")
         return _expect_no_tool(talk, [problem.answer], str(rng.randint(1, 100)))
-    talk.tools = _offered(rng, None)
+    talk.tools = _offered(rng)
     talk.user(rng.choice(GREETINGS)).assistant(rng.choice(GREETING_REPLIES))
     small_talk_turn(rng, talk)
     return talk
@@ -246,6 +244,12 @@ def _expect_no_tool(talk: Talk, accepted: list[str], guess: str) -> Talk:
     return talk.expect(
         "tool", {"tools": talk.tools, "name": None, "accepted": accepted, "rejected": []}, guess
     )
+
+
+def _with(rng: Random, needed: JSON) -> list[JSON]:
+    """The needed tool among others, in any order."""
+    tools = [needed, *rng.sample([tool for tool in TOOLS if tool is not needed], rng.choice((0, 1, 2)))]
+    return rng.sample(tools, len(tools))
 
 
 def failed_call_talk(world: "World", rng: Random, split: Split) -> Talk:
@@ -268,7 +272,7 @@ def failed_call_talk(world: "World", rng: Random, split: Split) -> Talk:
             f"lookup|{field}:{stranger}|{wording}",
         )
         reply = f"I could not find {stranger}. I am sorry."
-    talk = Talk("tools", request.key, tools=_offered(rng, request.tool))
+    talk = Talk("tools", request.key, tools=_with(rng, request.tool))
     _use_turn(world, rng, request, talk, question=request.question)
     return talk.assistant(reply)
 

@@ -1,0 +1,189 @@
+"""Scores of a model on the items of a question suite, with confidence intervals and baselines.
+
+Items are data (`data/world/suite.py`): a prompt, a scorer's name, a reference, and a baseline reply that
+the same scorer judges. Replies come from the model greedily, or from any function of the items, so that an
+oracle and an empty reply can be scored in tests by the same code.
+"""
+
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Literal
+
+from onesitting.data.world.scoring import Reply, Score
+from onesitting.data.world.suite import Item, score
+from onesitting.tokenizer.chat import parse_assistant, render
+
+if TYPE_CHECKING:
+    from onesitting.model.transformer import Transformer
+    from onesitting.tokenizer.bpe import Tokenizer
+
+Mode = Literal["chat", "base"]
+N_EXAMPLES = 4  # a task; right and wrong ones, enough to see what a model does
+_Z95 = 1.959964  # two-sided 95 % quantile of the normal distribution
+
+
+@dataclass(frozen=True)
+class RawReply:
+    """What a model wrote: its text with special tokens spelled out, and whether it ended by itself."""
+
+    text: str
+    stopped: bool
+
+
+@dataclass(frozen=True)
+class Example:
+    """A prompt, the reply to it and the verdict."""
+
+    prompt: str
+    reply: str
+    correct: bool
+    detail: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class TaskResult:
+    """How often the replies to a task's items were right."""
+
+    n: int
+    correct: int
+    accuracy: float
+    ci_low: float
+    """Lower end of the Wilson 95 % interval."""
+    ci_high: float
+    baseline: float | None
+    """Accuracy of the items' baseline replies under the same scorer; None where there is none."""
+    examples: list[Example] = field(default_factory=list[Example])
+
+
+Replies = Callable[[Sequence[Item]], Sequence[RawReply]]
+
+
+def run_suite(
+    model: "Transformer",
+    tokenizer: "Tokenizer",
+    items: Mapping[str, Sequence[Item]],
+    *,
+    mode: Mode = "chat",
+    max_tokens: int = 200,
+    batch_size: int = 32,
+) -> dict[str, TaskResult]:
+    """Task -> result of the model's greedy replies; `stops` is measured over all replies of chat items.
+
+    items: from World.suite (mode "chat") or World.base_suite (mode "base"). Parts of a task's score are
+    reported as tasks of their own (`stories_consistent`, `tools_valid`).
+    max_tokens: a reply that is longer is cut and counts as one that did not stop.
+    """
+
+    def reply(batch: Sequence[Item]) -> Sequence[RawReply]:
+        return model_replies(model, tokenizer, batch, mode=mode, max_tokens=max_tokens)
+
+    return score_suite(items, reply, mode=mode, batch_size=batch_size)
+
+
+def model_replies(
+    model: "Transformer", tokenizer: "Tokenizer", items: Sequence[Item], *, mode: Mode, max_tokens: int
+) -> list[RawReply]:
+    """Greedy replies to a batch of items."""
+    from onesitting.inference.generate import generate
+    from onesitting.inference.sampling import Sampling
+
+    prompts = [prompt_ids(tokenizer, item, mode) for item in items]
+    # In completion form a line is the whole answer, except for stories, which have paragraphs.
+    stop = ("\n",) if mode == "base" and all(item.scorer != "story" for item in items) else ()
+    sampling = Sampling(temperature=0.0, max_tokens=max_tokens, stop=stop)
+    stop_ids = {tokenizer.eos_id, tokenizer.im_end_id}
+    completions = generate(model, tokenizer, prompts, sampling, stop_ids)
+    return [RawReply(done.text, done.finish_reason == "stop") for done in completions]
+
+
+def prompt_ids(tokenizer: "Tokenizer", item: Item, mode: Mode) -> list[int]:
+    """The item as token ids, up to where the reply begins."""
+    if mode == "base":
+        return [tokenizer.eos_id, *tokenizer.encode(item.prompt)]
+    return render(tokenizer, item.messages, item.tools, add_generation_prompt=True)[0]
+
+
+def score_suite(
+    items: Mapping[str, Sequence[Item]], reply: Replies, *, mode: Mode = "chat", batch_size: int = 32
+) -> dict[str, TaskResult]:
+    """Task -> result of the replies that `reply` gives to batches of at most `batch_size` items."""
+    results: dict[str, TaskResult] = {}
+    stopped: list[bool] = []
+    for task, task_items in items.items():
+        replies: list[RawReply] = []
+        for start in range(0, len(task_items), batch_size):
+            batch = task_items[start : start + batch_size]
+            answers = reply(batch)
+            assert len(answers) == len(batch), f"{len(answers)} replies to {len(batch)} items"
+            replies += answers
+        stopped += [answer.stopped for answer in replies]
+        results |= _task_results(task, task_items, replies, mode)
+    if mode == "chat":
+        results["stops"] = _result(stopped, None)
+    return results
+
+
+def _task_results(
+    task: str, items: Sequence[Item], replies: Sequence[RawReply], mode: Mode
+) -> dict[str, TaskResult]:
+    """The task's result, and one for each part of its scores."""
+    scores = [
+        score(item, parsed(raw.text, mode, item.prompt)) for item, raw in zip(items, replies, strict=True)
+    ]
+    guesses = [score(item, item.baseline_reply) for item in items]
+    examples = _examples(items, replies, scores)
+    results = {task: _result([s.correct for s in scores], [s.correct for s in guesses], examples)}
+    for part in dict.fromkeys(name for s in scores for name in s.parts):
+        got = [s.parts[part] for s in scores if part in s.parts]
+        guessed = [s.parts[part] for s in guesses if part in s.parts]
+        results[f"{task}_{part}"] = _result(got, guessed)
+    return results
+
+
+def parsed(text: str, mode: Mode, prompt: str = "") -> Reply:
+    """A reply's text as the scorers read it; without the thinking trace."""
+    if mode == "base":
+        return Reply(text.split("<|endoftext|>", maxsplit=1)[0].strip())
+    message: dict[str, Any] = parse_assistant(text)
+    return Reply(message["content"] or "", tuple(message["tool_calls"] or ()))
+
+
+def _result(
+    correct: Sequence[bool], baseline: Sequence[bool] | None, examples: Iterable[Example] = ()
+) -> TaskResult:
+    n, n_correct = len(correct), sum(correct)
+    low, high = wilson_interval(n_correct, n)
+    return TaskResult(
+        n=n,
+        correct=n_correct,
+        accuracy=n_correct / n if n else 0.0,
+        ci_low=low,
+        ci_high=high,
+        baseline=sum(baseline) / len(baseline) if baseline else None,
+        examples=list(examples),
+    )
+
+
+def wilson_interval(correct: int, n: int) -> tuple[float, float]:
+    """The 95 % interval of an accuracy of `correct` out of `n`; (0, 1) for n = 0.
+
+    Source: Wilson 1927, "Probable inference, the law of succession, and statistical inference", JASA 22.
+    """
+    if n == 0:
+        return 0.0, 1.0
+    p, z2 = correct / n, _Z95**2
+    centre = (p + z2 / (2 * n)) / (1 + z2 / n)
+    half = _Z95 * math.sqrt(p * (1 - p) / n + z2 / (4 * n * n)) / (1 + z2 / n)
+    # Where all or none are right the end is exact; rounding may leave it a hair outside.
+    return (0.0 if correct == 0 else centre - half), (1.0 if correct == n else centre + half)
+
+
+def _examples(items: Sequence[Item], replies: Sequence[RawReply], scores: Sequence[Score]) -> list[Example]:
+    """Up to half of them wrong ones, the rest right ones, in the order of the items."""
+    wrong = [i for i, s in enumerate(scores) if not s.correct][: N_EXAMPLES // 2]
+    right = [i for i, s in enumerate(scores) if s.correct][: N_EXAMPLES - len(wrong)]
+    return [
+        Example(items[i].text(), replies[i].text, scores[i].correct, scores[i].detail)
+        for i in sorted(wrong + right)
+    ]

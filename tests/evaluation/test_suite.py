@@ -1,0 +1,137 @@
+import json
+import math
+from collections.abc import Sequence
+
+import pytest
+
+from onesitting.data.world import World
+from onesitting.data.world.suite import Item, base_suite, suite
+from onesitting.evaluation.suite import RawReply, parsed, score_suite, wilson_interval
+
+WORLD = World(0)
+N = 12
+
+
+def as_text(item: Item) -> str:
+    """The right reply as a model would write it, special tokens spelled out."""
+    calls = [
+        f'<tool_call>\n{{"name": "{f["name"]}", "arguments": {f["arguments"]}}}\n</tool_call>'
+        for f in (call["function"] for call in item.oracle.get("tool_calls", ()))
+    ]
+    thought = item.oracle.get("reasoning_content")
+    return (f"<think>{thought}</think>\n" if thought else "") + item.oracle["content"] + "".join(calls)
+
+
+def oracle(items: Sequence[Item]) -> list[RawReply]:
+    return [RawReply(as_text(item), True) for item in items]
+
+
+def silence(items: Sequence[Item]) -> list[RawReply]:
+    return [RawReply("", False) for _ in items]
+
+
+def test_the_oracle_scores_everything_and_silence_nothing():
+    items = suite(WORLD, N)
+    best, worst = score_suite(items, oracle), score_suite(items, silence)
+    assert set(best) == set(worst) | set(best)
+    assert {task: result.accuracy for task, result in best.items()} == dict.fromkeys(best, 1.0)
+    assert {task: result.accuracy for task, result in worst.items()} == dict.fromkeys(worst, 0.0)
+    assert best["reading"].n == N
+    assert best["stops"].n == N * len(items)
+
+
+def test_the_oracle_scores_everything_in_completion_form_too():
+    items = base_suite(WORLD, N)
+    assert all(item.prompt and not item.messages for group in items.values() for item in group)
+    best = score_suite(items, oracle, mode="base")
+    assert {task: result.accuracy for task, result in best.items()} == dict.fromkeys(best, 1.0)
+    assert "stops" not in best
+    assert all(result.accuracy == 0 for result in score_suite(items, silence, mode="base").values())
+
+
+def test_parts_of_a_score_are_reported_as_tasks_of_their_own():
+    results = score_suite(suite(WORLD, N), oracle)
+    assert {"stories_grammatical", "stories_consistent", "stories_as_asked", "tools_valid"} <= set(results)
+
+
+def test_baselines_are_scored_by_the_same_scorers_and_lie_below_the_oracle():
+    results = score_suite(suite(WORLD, 60), silence)
+    for task, result in results.items():
+        if task == "stops":
+            assert result.baseline is None
+        elif task == "tools_valid":
+            assert result.baseline is not None  # any call of the right form is valid
+            assert result.baseline > 0.5
+        else:
+            assert result.baseline is not None
+            assert result.baseline < 0.7, task
+
+
+def test_a_call_that_is_no_json_is_invalid_and_one_with_another_argument_is_valid_but_wrong():
+    items = [item for item in suite(WORLD, 30)["tools"] if item.reference["name"] == "calculator"]
+    wrong = '<tool_call>\n{"name": "calculator", "arguments": {"expression": "1 + 1"}}\n</tool_call>'
+    results = score_suite({"tools": items}, lambda batch: [RawReply(wrong, True) for _ in batch])
+    assert results["tools"].accuracy == 0
+    assert results["tools_valid"].accuracy == 1
+    broken = '<tool_call>\n{"name": "calculator", "arguments": {"expression": "1 + 1"\n</tool_call>'
+    results = score_suite({"tools": items}, lambda batch: [RawReply(broken, True) for _ in batch])
+    assert results["tools_valid"].accuracy == 0
+
+
+def test_the_thinking_trace_is_no_part_of_the_answer():
+    assert parsed("<think>40 + 30 = 70.</think>\nThe answer is 85.", "chat").content == "The answer is 85."
+    assert parsed("The answer is 85.<|im_end|>", "chat").content == "The answer is 85."
+    assert parsed(" 85.<|endoftext|>Once", "base").content == "85."
+
+
+def test_replies_that_did_not_stop_are_counted_over_all_tasks():
+    items = {"facts": suite(WORLD, 10)["facts"], "memory": suite(WORLD, 10)["memory"]}
+    calls: list[int] = []
+
+    def reply(batch: Sequence[Item]) -> list[RawReply]:
+        calls.append(len(batch))
+        return [RawReply(as_text(item), item.task == "facts") for item in batch]
+
+    results = score_suite(items, reply, batch_size=4)
+    assert (results["stops"].correct, results["stops"].n) == (10, 20)
+    assert calls == [4, 4, 2, 4, 4, 2]
+
+
+def test_examples_show_wrong_and_right_replies():
+    def reply(batch: Sequence[Item]) -> list[RawReply]:
+        return [RawReply(as_text(item) if i % 2 else "Hm.", True) for i, item in enumerate(batch)]
+
+    examples = score_suite({"facts": suite(WORLD, 10)["facts"]}, reply)["facts"].examples
+    assert [example.correct for example in examples] == [False, True, False, True]
+    assert all(example.prompt.startswith(("user:", "system:")) for example in examples)
+
+
+@pytest.mark.parametrize(
+    ("correct", "n", "low", "high"),
+    # Computed with statsmodels.stats.proportion.proportion_confint(method="wilson").
+    [
+        (8, 10, 0.4901625, 0.9433178),
+        (0, 10, 0.0, 0.2775328),
+        (10, 10, 0.7224672, 1.0),
+        (50, 100, 0.4038315, 0.5961685),
+    ],
+)
+def test_the_interval_is_wilsons(correct: int, n: int, low: float, high: float):
+    assert wilson_interval(correct, n) == pytest.approx((low, high), abs=1e-6)
+
+
+def test_the_interval_solves_the_equation_that_defines_it():
+    # Its ends are the p at which the observed share lies exactly 1.96 standard errors away.
+    low, high = wilson_interval(37, 90)
+    for p in (low, high):
+        assert abs(37 / 90 - p) == pytest.approx(1.959964 * math.sqrt(p * (1 - p) / 90), rel=1e-9)
+    assert wilson_interval(0, 0) == (0.0, 1.0)
+
+
+def test_results_are_plain_enough_for_json():
+    from dataclasses import asdict
+
+    results = score_suite({"facts": suite(WORLD, 3)["facts"]}, oracle)
+    assert (
+        json.loads(json.dumps({task: asdict(result) for task, result in results.items()}))["facts"]["n"] == 3
+    )
