@@ -15,12 +15,11 @@ import torch
 from torch import Tensor, nn
 
 from onesitting.errors import UserError
-from onesitting.model.logprobs import cross_entropy_sum
 
 if TYPE_CHECKING:
     from onesitting.data.tokens import ChatFile, TokenFile
 
-IGNORED = -100  # target of a position without one; cross_entropy_sum skips it
+IGNORED = -100  # target of a position without one; the model skips it
 BATCH_TOKENS = 8192  # tokens in a forward pass unless told: large enough for full speed on two cores
 
 
@@ -116,9 +115,8 @@ def _measure(
             aims = targets[targets != IGNORED]  # (n,)
             n_tokens += aims.numel()
             n_bytes += int(lengths[aims].sum())
-            nats += _nats(
-                model, tokens.to(device), targets.to(device), None if doc_ids is None else doc_ids.to(device)
-            )
+            numbers = None if doc_ids is None else doc_ids.to(device)
+            nats += float(model(tokens.to(device), targets=targets.to(device), doc_ids=numbers))
     model.train(was_training)
     if n_bytes == 0:
         raise UserError(
@@ -131,12 +129,6 @@ def _measure(
         n_tokens=n_tokens,
         n_bytes=n_bytes,
     )
-
-
-def _nats(model: nn.Module, tokens: Tensor, targets: Tensor, doc_ids: Tensor | None) -> float:
-    """Cross-entropy sum of one batch; all arguments (B, T)."""
-    hidden = model.hidden(tokens, doc_ids=doc_ids)  # (B, T, d_model)
-    return float(cross_entropy_sum(hidden.flatten(0, 1), model.output_weight, targets.flatten()))
 
 
 def _precision(device: torch.device, dtype: torch.dtype | None) -> AbstractContextManager[object]:

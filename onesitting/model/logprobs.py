@@ -27,6 +27,8 @@ def cross_entropy_sum(hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor
     Exponentials and sums are float32. Without a single target the result is exactly 0, its gradients too.
     The gradient is computed chunk by chunk on the way forward, while a chunk's logits are at hand.
     """
+    if not torch.is_grad_enabled():  # the function below sees parameters, not whether a gradient is wanted
+        hidden, weight = hidden.detach(), weight.detach()
     return _CrossEntropySum.apply(hidden, weight.to(hidden.dtype), targets)  # pyright: ignore
 
 
