@@ -48,7 +48,7 @@ _WORDINGS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     ),
     "baby": (
         ("What is a young {s} called?", "What do you call a baby {s}?", "What is the name for a young {s}?",
-         "How do people call the young of {as}?", "What is the baby of {as} called?"),
+         "What do people call the young of {as}?", "What is the baby of {as} called?"),
         ("A young {s} is called {av}.",),
     ),
     "cover": (

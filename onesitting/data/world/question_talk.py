@@ -4,6 +4,7 @@ from random import Random
 from typing import TYPE_CHECKING
 
 from onesitting.data.world.arithmetic import Problem
+from onesitting.data.world.calendar import counted_days
 from onesitting.data.world.fact_questions import (
     FactQuestion,
     fact_question,
@@ -11,8 +12,9 @@ from onesitting.data.world.fact_questions import (
     facts_about,
     values_of_kind,
 )
+from onesitting.data.world.lexicon import WEEKDAYS
 from onesitting.data.world.small_talk import GREETING_REPLIES, GREETINGS, closing
-from onesitting.data.world.splits import Split
+from onesitting.data.world.splits import Split, split_of
 from onesitting.data.world.talk import Talk, politely
 from onesitting.data.world.tools import JSON
 from onesitting.data.world.word_problems import problem
@@ -60,6 +62,25 @@ def guessed_number(rng: Random, found: Problem) -> str:
     return rng.choice([number for number in numbers if number.isdigit()] or ["10"])
 
 
+_DAY_QUESTIONS = (
+    "Which day is {n} days after {day}?",
+    "What day comes {n} days after {day}?",
+    "Today is {day}. What day is it in {n} days?",
+    "It is {day}. Which day will it be in {n} days?",
+)
+
+
+def _counted_day(rng: Random, split: Split) -> tuple[str, str, str, str]:
+    """A weekday to be found by counting: question, steps, answer, key."""
+    while True:
+        day, n, wording = rng.choice(WEEKDAYS), rng.randint(2, 9), rng.choice(_DAY_QUESTIONS)
+        key = f"days|{day}|{n}|{wording}"
+        if split_of(key) == split:
+            days = counted_days(day, n)
+            steps = ", ".join(f"{number} {name}" for number, name in enumerate(days, 1)) + "."
+            return wording.format(n=n, day=day), steps, f"It is {days[-1]}.", key
+
+
 def arithmetic_talk(world: "World", rng: Random, split: Split) -> Talk:
     """One or two problems, each worked out in steps; in the open or, if the system prompt asks, in thought."""
     talk = Talk("arithmetic")
@@ -67,15 +88,22 @@ def arithmetic_talk(world: "World", rng: Random, split: Split) -> Talk:
     if thinks:
         talk.system(rng.choice(_THINK))
     for _ in range(rng.choice((1, 1, 2))):
-        found = problem(rng, split)
-        talk.user(politely(rng, found.question))
-        if thinks:
-            talk.assistant(found.sentence, thinking=found.steps)
+        if rng.random() < 0.1:
+            question, steps, sentence, talk.key = _counted_day(rng, split)
+            right = sentence.split()[-1].rstrip(".")
+            # The days on the way may be named in the steps, so the answer is what comes last.
+            scorer, reference, guess = "last_word", {"answer": right}, f"It is {rng.choice(WEEKDAYS)}."
         else:
-            talk.assistant(f"{found.steps} {found.sentence}")
-        talk.key = found.key
-        talk.expect("number", {"answer": found.answer}, guessed_number(rng, found))
-    if rng.random() < 0.1:
+            found = problem(rng, split)
+            question, steps, sentence, talk.key = found.question, found.steps, found.sentence, found.key
+            scorer, reference, guess = "number", {"answer": found.answer}, guessed_number(rng, found)
+        talk.user(politely(rng, question))
+        if thinks:
+            talk.assistant(sentence, thinking=steps)
+        else:
+            talk.assistant(f"{steps} {sentence}")
+        talk.expect(scorer, reference, guess)
+    if not thinks and rng.random() < 0.1:
         closing(rng, talk)
     return talk
 

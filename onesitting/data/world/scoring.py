@@ -65,6 +65,14 @@ def score_number(reply: Reply, reference: JSON) -> Score:
     return Score(numbers[-1] == reference["answer"], f"{numbers[-1]}, expected {reference['answer']}")
 
 
+def score_last_word(reply: Reply, reference: JSON) -> Score:
+    """Right if the reply's last word is the reference. reference: {"answer": "Thursday"}."""
+    words = normalised(reply.content).split()
+    if not words:
+        return Score(False, "no words")
+    return Score(words[-1] == reference["answer"].lower(), f"{words[-1]}, expected {reference['answer']}")
+
+
 _SENTENCE_END = re.compile(r"""(?:(?<=[.!?])|(?<=[.!?]["”]))\s+(?=["“]?[A-Z0-9])""")
 
 

@@ -22,6 +22,7 @@ from onesitting.data.world.scoring import (
     Scorer,
     score_answer,
     score_instruction,
+    score_last_word,
     score_number,
     score_tool,
     sentences,
@@ -40,6 +41,7 @@ if TYPE_CHECKING:
 SCORERS: dict[str, Scorer] = {
     "answer": score_answer,
     "number": score_number,
+    "last_word": score_last_word,
     "instruction": score_instruction,
     "tool": score_tool,
     "story": score_story,
