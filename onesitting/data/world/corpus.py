@@ -8,15 +8,16 @@ from __future__ import annotations
 from collections.abc import Iterator
 from random import Random
 
-from onesitting.data.world import word_problems
+from onesitting.data.world import World, word_problems
 from onesitting.data.world.encyclopedia import paragraph
+from onesitting.data.world.fact_questions import quiz
 from onesitting.data.world.passages import passage_document
 from onesitting.data.world.splits import Split
 from onesitting.data.world.stories import story
 
 # Shares of documents, cumulated: half stories (fluency and tracking), a fifth passages with questions
 # (reading), the rest facts and worked sums.
-_STORIES, _PASSAGES, _PARAGRAPHS = 0.45, 0.68, 0.88
+_STORIES, _PASSAGES, _PARAGRAPHS, _QUIZZES = 0.45, 0.68, 0.84, 0.88
 _SPLIT_NUMBER = {"train": 0, "val": 1, "test": 2}
 
 
@@ -31,6 +32,8 @@ def document(seed: int, split: Split, index: int) -> str:
         return passage_document(rng, split)
     if draw < _PARAGRAPHS:
         return paragraph(rng, split, seed)
+    if draw < _QUIZZES:
+        return quiz(World(seed), rng, split)
     return word_problems.document(rng, split)
 
 

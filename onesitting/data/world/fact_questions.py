@@ -5,7 +5,17 @@ from functools import lru_cache
 from random import Random
 from typing import TYPE_CHECKING
 
-from onesitting.data.world.lexicon import ANIMALS, FOODS, JOBS, OBJECTS, PLACES, number_word, with_article
+from onesitting.data.world.lexicon import (
+    ANIMALS,
+    BOYS,
+    FOODS,
+    GIRLS,
+    JOBS,
+    OBJECTS,
+    PLACES,
+    number_word,
+    with_article,
+)
 from onesitting.data.world.splits import Split, split_of
 from onesitting.data.world.state import Fact, State, state
 from onesitting.data.world.talk import capitalised
@@ -185,6 +195,7 @@ GROUPS: dict[str, tuple[float, tuple[str, ...]]] = {
     "towns": (0.14, ("river", "hill", "market_day", "festival", "festival_month", "produce", "holder")),
     "people": (0.08, ("home_town", "job", "age", "friend")),
 }
+_ASKED_IN_PARAGRAPHS = ("What does {as} do?", "What happens when {s}?")
 _USEFUL_GROUPS = ("tool", "kitchen", "garden", "art", "book", "clothes")
 _HOME_PHRASES = {"sea": "in the sea", "cliff": "on a cliff", "river bank": "on a river bank"}
 
@@ -220,8 +231,21 @@ def fact_question(world: "World", rng: Random, split: Split, group: str | None =
         fact = rng.choice(table[kind])
         wording = rng.choice(_WORDINGS[kind][0])
         key = f"fact|{fact.key}|{wording}"
-        if split_of(key) == split:
+        # The encyclopedia's paragraphs ask some questions themselves: these are training's for every fact.
+        if ("train" if wording in _ASKED_IN_PARAGRAPHS else split_of(key)) == split:
             return _asked(world.state, fact, wording, key)
+
+
+def quiz(world: "World", rng: Random, split: Split) -> str:
+    """A page of questions and answers for pretraining, in one of a few layouts."""
+    found = [fact_question(world, rng, split) for _ in range(rng.randint(4, 8))]
+    layout = rng.randrange(3)
+    if layout == 0:
+        return "\n".join(f"Question: {q.question}\nAnswer: {q.answer}" for q in found)
+    if layout == 1:
+        return "\n".join(f"{q.question} {q.answer}" for q in found)
+    asker, answerer = rng.sample(GIRLS + BOYS, 2)
+    return "\n".join(f'{asker} asks: "{q.question}"\n{answerer} says: "{q.answer}"' for q in found)
 
 
 def fact_sentence(world: "World", fact: Fact) -> str:
