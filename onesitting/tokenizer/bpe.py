@@ -6,12 +6,11 @@ so that GGUF can name it (`tokenizer.ggml.pre = "qwen2"`), with no Unicode norma
 lost.
 
 tiktoken encodes an order of magnitude faster than `tokenizers`, from a table of ranks. The two agree for
-every text if and only if the table reproduces each merge (`_ranks_reproduce_merges`); otherwise `tokenizers`
+every text if and only if the table reproduces each merge (`ranks_reproduce_merges`); otherwise `tokenizers`
 encodes.
 """
 
 import hashlib
-import itertools
 import json
 import os
 import re
@@ -29,19 +28,16 @@ from tokenizers import Regex, decoders, models, pre_tokenizers, trainers
 from onesitting.errors import UserError
 from onesitting.runlog import write_atomic
 from onesitting.tokenizer.chat import CHAT_TEMPLATE
-
-SPECIAL_TOKENS = (
-    "<|endoftext|>",
-    "<|im_start|>",
-    "<|im_end|>",
-    "<think>",
-    "</think>",
-    "<tool_call>",
-    "</tool_call>",
-    "<tool_response>",
-    "</tool_response>",
+from onesitting.tokenizer.spec import (
+    GPT2_PATTERN,
+    N_BYTES,
+    SPECIAL_TOKENS,
+    bytes_of_ids,
+    is_control,
+    merges_of,
+    ranks_reproduce_merges,
+    split_pattern,
 )
-"""The first ids of every vocabulary trained here, in this order."""
 
 # Words of the conversation's content: a decoder that drops special tokens keeps these, as Qwen3's does.
 _CONTENT_MARKS = frozenset(SPECIAL_TOKENS[3:])
@@ -52,24 +48,10 @@ QWEN2_PATTERN = (
 )
 """Cuts text into words; each digit stands alone. Format constant of Qwen2's tokenizer.json."""
 
-GPT2_PATTERN = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
-"""GPT-2's expression, which `ByteLevel(use_regex=true)` stands for."""
-
 VOCAB_MULTIPLE = 64  # matrix products are fastest with row counts that are multiples of this
-N_BYTES = 256
 # tiktoken's regular expressions give up after a million steps of backtracking, which one run of so many
 # blanks takes.
 _LONG_BLANK = 500_000
-
-
-def _byte_characters() -> dict[str, int]:
-    """The character that stands for each byte in tokenizer.json (GPT-2's table) -> the byte."""
-    printable = [b for b in range(N_BYTES) if 0x21 <= b <= 0x7E or (0xA1 <= b <= 0xFF and b != 0xAD)]
-    others = [b for b in range(N_BYTES) if b not in set(printable)]
-    return {chr(b): b for b in printable} | {chr(N_BYTES + i): b for i, b in enumerate(others)}
-
-
-_BYTE_OF = _byte_characters()
 
 
 class Tokenizer:
@@ -90,7 +72,7 @@ class Tokenizer:
         self._spec: dict[str, Any] = json.loads(tokenizer_json)
         added: list[dict[str, Any]] = self._spec.get("added_tokens") or []
         self.special_ids: dict[str, int] = {token["content"]: token["id"] for token in added}
-        self.token_bytes, self._shown_bytes = _bytes_of_ids(self._spec)
+        self.token_bytes, self._shown_bytes = bytes_of_ids(self._spec)
         self.vocab_size = len(self.token_bytes)
         self.eos_id = self._end_of_document()
 
@@ -123,7 +105,7 @@ class Tokenizer:
     def save(self, folder: str | Path) -> None:
         """Write tokenizer.json and tokenizer_config.json; `transformers.AutoTokenizer` loads the folder."""
         path = Path(folder)
-        settings = {**_default_settings(self), **self.settings}
+        settings = {**_default_settings(self), **self.settings, **_chat_settings(self)}
         write_atomic(path / "tokenizer.json", self.tokenizer_json)
         write_atomic(
             path / "tokenizer_config.json", json.dumps(settings, ensure_ascii=False, indent=2) + "\n"
@@ -165,7 +147,8 @@ class Tokenizer:
     def encode_array(self, text: str) -> npt.NDArray[np.uint32]:
         """As `encode`, into a uint32 array, with no Python object per token."""
         if self._fast is None or _has_long_blank(text):
-            return np.array(self._backend.encode(text, add_special_tokens=False).ids, dtype=np.uint32)
+            encoding = self._backend.encode(_without_surrogates(text), add_special_tokens=False)
+            return np.array(encoding.ids, dtype=np.uint32)
         try:
             return self._fast.encode_to_numpy(text, disallowed_special=())
         except UnicodeEncodeError:  # a lone surrogate, which no UTF-8 file can hold
@@ -174,7 +157,8 @@ class Tokenizer:
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
         """Ids of each text, on all processors."""
         if self._fast is None or any(map(_has_long_blank, texts)):
-            return [e.ids for e in self._backend.encode_batch(list(texts), add_special_tokens=False)]
+            cleaned = [_without_surrogates(text) for text in texts]
+            return [e.ids for e in self._backend.encode_batch(cleaned, add_special_tokens=False)]
         return self._fast.encode_ordinary_batch(list(texts), num_threads=os.cpu_count() or 1)
 
     def decode_bytes(self, ids: Iterable[int]) -> bytes:
@@ -189,18 +173,21 @@ class Tokenizer:
 
     @cached_property
     def _backend(self) -> tokenizers.Tokenizer:
-        backend = tokenizers.Tokenizer.from_str(self.tokenizer_json)
+        added = [{**token, "special": is_control(token)} for token in self._spec.get("added_tokens") or []]
+        backend = tokenizers.Tokenizer.from_str(json.dumps({**self._spec, "added_tokens": added}))
         backend.encode_special_tokens = True  # special tokens spelled in a text are text
         return backend
 
     @cached_property
     def _fast(self) -> tiktoken.Encoding | None:
         """tiktoken with the same result for every text, or None where that cannot be shown."""
-        pattern = _split_pattern(self._spec)
-        ranks = {piece: i for i, piece in enumerate(self.token_bytes) if piece}
+        pattern = split_pattern(self._spec)
         if pattern is None or self._spec.get("normalizer") is not None:
             return None
-        if not _ranks_reproduce_merges(ranks, _merges(self._spec)):
+        if not all(map(is_control, self._spec.get("added_tokens") or [])):
+            return None  # words that are cut out of the text before everything else
+        ranks = {piece: i for i, piece in enumerate(self.token_bytes) if piece}
+        if not ranks_reproduce_merges(ranks, merges_of(self._spec)):
             return None
         return tiktoken.Encoding(self.hash, pat_str=pattern, mergeable_ranks=ranks, special_tokens={})
 
@@ -305,99 +292,22 @@ def _finished_json(trained: str) -> str:
 
 
 def _default_settings(tokenizer: Tokenizer) -> dict[str, Any]:
-    """tokenizer_config.json of a tokenizer trained here: a reply ends at <|im_end|>."""
-    end = "<|im_end|>" if "<|im_end|>" in tokenizer.special_ids else None
-    settings: dict[str, Any] = {
+    """tokenizer_config.json of a tokenizer trained here."""
+    return {
         "tokenizer_class": "PreTrainedTokenizerFast",
         "bos_token": None,
-        "eos_token": end,
-        "pad_token": "<|endoftext|>",
+        "eos_token": "<|endoftext|>",
+        "pad_token": "<|endoftext|>" if "<|endoftext|>" in tokenizer.special_ids else None,
         "unk_token": None,
         "clean_up_tokenization_spaces": False,
     }
-    if end:
-        settings["chat_template"] = CHAT_TEMPLATE
-    return settings
 
 
-def _merges(spec: dict[str, Any]) -> list[tuple[bytes, bytes]]:
-    """The merges in order; older files write a pair as one string with a blank."""
-    pairs = (merge.split(" ") if isinstance(merge, str) else merge for merge in spec["model"]["merges"])
-    return [(_token_bytes(left), _token_bytes(right)) for left, right in pairs]
-
-
-def _token_bytes(token: str) -> bytes:
-    return bytes([_BYTE_OF[character] for character in token])
-
-
-def _bytes_of_ids(spec: dict[str, Any]) -> tuple[list[bytes], list[bytes]]:
-    """Bytes of each id: as text, and with special tokens spelled out. Raises UserError if not byte-level."""
-    model = spec.get("model") or {}
-    if model.get("type", "BPE") != "BPE" or model.get("byte_fallback") or "merges" not in model:
-        raise UserError(
-            "not a byte-level BPE (GPT-2's, Llama 3's and Qwen's are); train one, or take another"
-        )
-    added: dict[int, dict[str, Any]] = {token["id"]: token for token in spec.get("added_tokens") or []}
-    by_id = {i: token for token, i in model["vocab"].items() if i not in added}
-    size = 1 + max([*by_id, *added])
-    data, shown = [b""] * size, [b""] * size
-    for i, token in by_id.items():
-        if any(character not in _BYTE_OF for character in token):
-            raise UserError(f"not a byte-level BPE: entry {i} is {token!r}; train one, or take another")
-        data[i] = shown[i] = _token_bytes(token)
-    missing = N_BYTES - len({piece for piece in data if len(piece) == 1})
-    if missing:
-        raise UserError(
-            f"not a byte-level BPE: {missing} of the 256 bytes are no tokens; train one, or take another"
-        )
-    for i, token in added.items():
-        shown[i] = token["content"].encode()
-        if not token.get("special") and token["content"] not in SPECIAL_TOKENS:
-            data[i] = shown[i]
-    return data, shown
-
-
-def _split_pattern(spec: dict[str, Any]) -> str | None:
-    """The expression that cuts text into words, if it is the only rule before the merges; else None."""
-    steps = spec.get("pre_tokenizer") or {}
-    steps = steps.get("pretokenizers", [steps])
-    if any(step.get("add_prefix_space") for step in steps):
-        return None
-    kinds = [step.get("type") for step in steps]
-    if kinds == ["ByteLevel"] and steps[0].get("use_regex", True):
-        return GPT2_PATTERN
-    if kinds == ["Split", "ByteLevel"] and not steps[1].get("use_regex", True):
-        pattern = steps[0]["pattern"].get("Regex")
-        return pattern if steps[0].get("behavior") == "Isolated" and not steps[0].get("invert") else None
-    return None
-
-
-def _ranks_reproduce_merges(ranks: dict[bytes, int], merges: list[tuple[bytes, bytes]]) -> bool:
-    """Whether always joining the neighbours whose union has the lowest id does what the list of merges does.
-
-    It does if ids rise along the list and each union, cut with lower ids alone, is the pair of its merge: two
-    tokens stand side by side at that moment of some text's encoding only if they do in the encoding of their
-    own union.
-    """
-    last = -1
-    for left, right in merges:
-        rank = ranks.get(left + right)
-        if rank is None or rank <= last or _pieces_below(left + right, ranks, rank) != [left, right]:
-            return False
-        last = rank
-    return True
-
-
-def _pieces_below(word: bytes, ranks: dict[bytes, int], limit: int) -> list[bytes]:
-    """BPE of a word with the ids below limit."""
-    pieces = [word[i : i + 1] for i in range(len(word))]
-    while True:
-        unions = [ranks.get(a + b, limit) for a, b in itertools.pairwise(pieces)]
-        lowest = min(unions, default=limit)
-        if lowest >= limit:
-            return pieces
-        at = unions.index(lowest)
-        pieces[at : at + 2] = [pieces[at] + pieces[at + 1]]
+def _chat_settings(tokenizer: Tokenizer) -> dict[str, Any]:
+    """What conversations need: our template, also in place of another model's, and a reply's end."""
+    if not {"<|im_start|>", "<|im_end|>"} <= tokenizer.special_ids.keys():
+        return {}
+    return {"chat_template": CHAT_TEMPLATE, "eos_token": "<|im_end|>"}
 
 
 def _has_long_blank(text: str) -> bool:
