@@ -12,6 +12,7 @@ from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from onesitting.config import DeviceConfig
 from onesitting.errors import UserError
 from onesitting.recipe import load_recipe, resolve
 from onesitting.runlog import CONFIG_FILE, require_folder
@@ -69,7 +70,7 @@ def chat(options: argparse.Namespace) -> None:
     if interactive:
         import readline  # noqa: F401  # pyright: ignore[reportUnusedImport]  # input() edits lines once it is there
 
-        print(ink.dim(f"{_describe(model)}. /help lists commands, Ctrl-D leaves."))
+        ink.note(f"{_describe(model)}. /help lists commands, Ctrl-D leaves.")
     for line in _lines(interactive, ink):
         try:
             if not line.startswith("/"):
@@ -77,7 +78,7 @@ def chat(options: argparse.Namespace) -> None:
             elif not command(state, line, ink):
                 return
         except UserError as error:  # a mistake in one message does not end the chat
-            print(ink.dim(str(error)))
+            ink.note(str(error))
 
 
 def _lines(interactive: bool, ink: Ink) -> Iterator[str]:
@@ -92,7 +93,7 @@ def _lines(interactive: bool, ink: Ink) -> Iterator[str]:
             print()
             return
         except KeyboardInterrupt:
-            print(ink.dim("\n/quit or Ctrl-D leaves"))
+            ink.note("\n/quit or Ctrl-D leaves")
             continue
         if line:
             yield line
@@ -105,20 +106,20 @@ def command(state: Chat, line: str, ink: Ink) -> bool:
     if name in ("quit", "exit", "q"):
         return False
     if name == "help":
-        print(HELP)
+        ink.note(HELP)
     elif name == "reset":
         state.messages.clear()
-        print(ink.dim("new conversation"))
+        ink.note("new conversation")
     elif name == "system":
         state.system = rest
         state.messages.clear()
-        print(ink.dim("new conversation" + (f", system: {rest}" if rest else ", no system message")))
+        ink.note("new conversation" + (f", system: {rest}" if rest else ", no system message"))
     elif name == "set":
         state.sampling = change_sampling(state.sampling, rest)
-        print(ink.dim(str(state.sampling)))
+        ink.note(str(state.sampling))
     elif name == "tools":
         state.tools = _tools() if _choice(rest, {"on": True, "off": False}) else []
-        print(ink.dim(f"tools: {', '.join(tool['function']['name'] for tool in state.tools) or 'none'}"))
+        ink.note(f"tools: {', '.join(tool['function']['name'] for tool in state.tools) or 'none'}")
     elif name == "think":
         state.thinking = _choice(rest, {"on": True, "off": False, "auto": None})
     else:
@@ -157,11 +158,11 @@ def answer(state: Chat, text: str, ink: Ink) -> None:
         if stopped or not reply["tool_calls"]:
             return
         if n_rounds == MAX_TOOL_ROUNDS:
-            print(ink.dim(f"stopped after {MAX_TOOL_ROUNDS} rounds of tool calls"))
+            ink.note(f"stopped after {MAX_TOOL_ROUNDS} rounds of tool calls")
             return
         for call in reply["tool_calls"]:
             result = _run_tool(call, state)
-            print(ink.dim(f"  → {result}"))
+            ink.note(f"  → {result}")
             state.messages.append({"role": "tool", "content": result})
 
 
@@ -213,9 +214,9 @@ def fit_prompt(state: Chat) -> tuple[list[int], "Sampling"]:
             thinking=state.thinking,
         )
         later_turns = [i for i, message in enumerate(messages) if message["role"] == "user" and i > 0]
-        if len(ids) + reserve <= context:
-            room = min(state.sampling.max_tokens, context - len(ids))
-            return ids, replace(state.sampling, max_tokens=room)
+        room = context - len(ids)
+        if room >= reserve or (room > 0 and not later_turns):
+            return ids, replace(state.sampling, max_tokens=min(state.sampling.max_tokens, room))
         if not later_turns:
             state.messages.clear()
             raise UserError(
@@ -256,7 +257,7 @@ def generate_texts(options: argparse.Namespace) -> None:
     ink = Ink(sys.stdout)
     for number, completion in enumerate(generate(model, tokenizer, [ids] * options.n, sampling)):
         if number:
-            print(ink.dim("---"))
+            ink.note("---")
         print(ink.dim(options.prompt) + completion.text)
 
 
@@ -267,10 +268,12 @@ def _load(
     folder = require_folder(options.run)  # before the seconds that importing torch takes
     from onesitting.checkpoint import find_model_folder, load_model
     from onesitting.tokenizer.bpe import Tokenizer
-    from onesitting.train.device import choose_device
+    from onesitting.train.device import detect, plan_device
 
     model_folder = find_model_folder(folder)
-    model = load_model(model_folder, choose_device(options.device))
+    plan = plan_device(DeviceConfig(device=options.device), detect())
+    plan.apply()
+    model = load_model(model_folder, plan.torch_device)
     return model, Tokenizer.load(model_folder), _sampling(options, model_folder), _run_config(model_folder)
 
 
@@ -281,9 +284,12 @@ def _sampling(options: argparse.Namespace, model_folder: Path) -> "Sampling":
     path = model_folder / "generation_config.json"
     own: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
     names = {it.name for it in fields(Sampling)}
-    values = {name: value for name, value in own.items() if name in names and value is not None}
+    values: dict[str, Any] = {
+        name: value for name, value in own.items() if name in names and value is not None
+    }
     values |= {name: value for name, value in vars(options).items() if name in names and value is not None}
-    return Sampling(**{**values, "stop": tuple(values.get("stop", ()))})
+    values["stop"] = tuple(values.get("stop", ()))
+    return Sampling(**values)
 
 
 def _run_config(model_folder: Path) -> "RunConfig | None":

@@ -32,6 +32,10 @@ class Ink:
         self.stream.flush()
         self._last = (self._last + re.sub("\x1b\\[\\dm", "", text))[-1]
 
+    def note(self, text: str) -> None:
+        """A line that is not the model's, in grey."""
+        self.write(self.dim(text) + "\n")
+
     def end_line(self) -> None:
         """End the line, unless it has just ended."""
         self.write("" if self._last == "\n" else "\n")
