@@ -275,7 +275,7 @@ class StepTarget:
         if self.seconds is None or (state.n_steps is not None and step >= state.n_steps):
             return
         timed = any(mean.n >= N_TIMED for mean in state.step_s.values())
-        # On a slow machine five steps may be half of the budget. The very first one says nothing: it compiles.
+        # On a slow machine five steps may be half of the budget. The very first says nothing: it compiles.
         hurry = step > 1 and elapsed_s >= LATEST_ESTIMATE * self.seconds
         if not timed and not hurry:
             return

@@ -1,0 +1,277 @@
+"""What this machine has, and what follows from it: device, dtype, compilation, threads, micro-batch.
+
+`detect()` (hardware.py) looks, `plan_device()` decides. The decision is a function of a plain table (`Hardware`),
+so that tests can play machines that are not there; each choice comes with its reason.
+"""
+
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, replace
+from importlib import import_module
+from typing import Any, Protocol
+
+import torch
+from torch import nn
+
+from onesitting.config import DeviceConfig, ModelConfig
+from onesitting.errors import UserError
+from onesitting.train.hardware import Hardware, detect
+from onesitting.train.scaler import LossScaler
+
+CPU_MICRO_BATCH_TOKENS = 8192
+GPU_MICRO_BATCH_TOKENS = 65_536
+"""Most tokens in one forward pass: enough to keep the device busy, more only takes memory."""
+ACTIVATION_SHARE = {"cpu": 0.25, "gpu": 0.6}
+"""Share of memory that activations may fill; on a CPU the rest belongs to other programs too."""
+CPU_ACTIVATION_BYTES = 1.5e9
+"""Most bytes of activations on a CPU, whatever the memory: the demo promises 3 GB for everything."""
+
+
+class Place(Protocol):
+    """What the plan asks of a process among several: see distributed.Ranks."""
+
+    @property
+    def local_world(self) -> int:
+        """Processes on this machine."""
+        ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class DevicePlan:
+    """Decisions, each with a line in `reasons`."""
+
+    device: str
+    """cpu, cuda, mps or xpu, as PyTorch calls them; ROCm is cuda there. The process's current device."""
+    name: str
+    dtype: str
+    """Type of matrix products: float32, bfloat16 or float16. Weights and optimizer state stay float32."""
+    use_scaler: bool
+    """Whether gradients need a loss scale (float16)."""
+    compile: bool
+    compile_reason: str
+    isolates_documents: bool
+    """Whether hiding documents in a row from each other costs little here."""
+    threads: int
+    micro_batch_tokens: int
+    """Most tokens in one forward pass."""
+    memory_bytes: int
+    """Memory for activations."""
+    reasons: tuple[str, ...] = ()
+
+    @property
+    def torch_device(self) -> torch.device:
+        """The device as PyTorch wants it."""
+        return torch.device(self.device)
+
+    @property
+    def torch_dtype(self) -> torch.dtype:
+        """The matrix products' dtype as PyTorch wants it."""
+        return getattr(torch, self.dtype)
+
+    def apply(self) -> None:
+        """Set the number of processor threads of this process."""
+        torch.set_num_threads(self.threads)
+
+    def autocast(self) -> AbstractContextManager[Any]:
+        """Context in which models compute in this plan's dtype."""
+        return torch.autocast(self.device, dtype=self.torch_dtype, enabled=self.dtype != "float32")
+
+    def make_scaler(self) -> LossScaler | None:
+        """A loss scaler for float16, else None."""
+        return LossScaler() if self.use_scaler else None
+
+    def for_model(self, model: ModelConfig) -> "DevicePlan":
+        """The same plan with a micro-batch whose activations fit the memory."""
+        fits = int(self.memory_bytes / activation_bytes_per_token(model, 4 if self.dtype == "float32" else 2))
+        return replace(self, micro_batch_tokens=max(1, min(self.micro_batch_tokens, fits)))
+
+    def micro_batch_rows(self, row_length: int, given: int = 0) -> int:
+        """Rows in one forward pass: as given, else as many as micro_batch_tokens allows, at least 1."""
+        return given or max(1, self.micro_batch_tokens // row_length)
+
+    def describe(self) -> str:
+        """One line for people: `AMD EPYC, 2 threads, bfloat16`."""
+        parts = [self.name, *([f"{self.threads} threads"] if self.device == "cpu" else []), self.dtype]
+        return ", ".join([*parts, *(["compiled"] if self.compile else [])])
+
+    def summary(self) -> dict[str, Any]:
+        """What summary.json says of the device."""
+        return {
+            "device": self.name,
+            "device_kind": self.device,
+            "dtype": self.dtype,
+            "compiled": self.compile,
+            "threads": self.threads,
+            "micro_batch_tokens": self.micro_batch_tokens,
+            "device_reasons": list(self.reasons),
+        }
+
+
+def activation_bytes_per_token(model: ModelConfig, element_bytes: int) -> float:
+    """Upper estimate of what one token keeps for the backward pass, in bytes.
+
+    Per block: residual stream and norms (8 d_model), queries, keys, values and attention output (4 head widths), and
+    the MLP's three or four hidden vectors; then one float32 row of logits with its gradient. A document mask is not
+    counted.
+    """
+    heads = (2 * model.n_heads + 2 * model.n_kv_heads) * model.head_dim
+    per_block = 8 * model.d_model + 2 * heads + 4 * model.d_ff
+    return model.n_layers * per_block * element_bytes + 2 * 4 * model.vocab_size + 16 * model.d_model
+
+
+# ---- decisions ---------------------------------------------------------------------------------------------
+
+
+def plan_device(cfg: DeviceConfig, hardware: Hardware, place: Place | None = None) -> DevicePlan:
+    """Device, dtype, compilation and the rest for this machine, with reasons.
+
+    place: this process among others; threads are shared between the processes of a machine.
+    Raises UserError when the configuration asks for what is not there.
+    """
+    kind = pick_kind(cfg.device, hardware)
+    device = "cuda" if kind == "rocm" else kind
+    dtype, dtype_reason = _pick_dtype(cfg.dtype, kind, hardware)
+    use_compile, compile_reason = _pick_compile(cfg.compile, kind, hardware)
+    local_world = place.local_world if place else 1
+    threads = cfg.threads or max(1, hardware.cores // local_world)
+    gpu = kind in ("cuda", "rocm", "xpu")
+    if kind == "cpu":
+        memory = min(CPU_ACTIVATION_BYTES, ACTIVATION_SHARE["cpu"] * hardware.ram_bytes) / local_world
+    else:
+        memory = ACTIVATION_SHARE["gpu"] * (hardware.memory_bytes or hardware.ram_bytes)
+    isolation = (
+        "cheap: attention is a small part of a step" if gpu else "slow: plain causal attention is faster"
+    )
+    return DevicePlan(
+        device=device,
+        name=hardware.cpu_name if kind == "cpu" else hardware.name,
+        dtype=dtype,
+        use_scaler=dtype == "float16",
+        compile=use_compile,
+        compile_reason=compile_reason,
+        isolates_documents=gpu,
+        threads=threads,
+        micro_batch_tokens=GPU_MICRO_BATCH_TOKENS if gpu else CPU_MICRO_BATCH_TOKENS,
+        memory_bytes=int(memory),
+        reasons=(
+            f"dtype {dtype}: {dtype_reason}",
+            f"{'compiled' if use_compile else 'not compiled'}: {compile_reason}",
+            f"a document mask is {isolation}",
+        ),
+    )
+
+
+def pick_kind(asked: str, hardware: Hardware) -> str:
+    """cpu, cuda, rocm, mps or xpu: as asked, or the best there is.
+
+    Raises UserError for a device that is not there.
+    """
+    base = asked.split(":")[0]
+    if base == "auto":
+        return hardware.accelerator or "cpu"
+    if base == "cpu":
+        return "cpu"
+    if base in (hardware.accelerator, "cuda" if hardware.accelerator == "rocm" else ""):
+        return hardware.accelerator
+    found = hardware.accelerator or "only a processor"
+    if base not in ("cuda", "rocm", "mps", "xpu"):
+        raise UserError(
+            f"device.device = {asked!r}: use one of auto, cpu, cuda, mps, xpu (found here: {found})"
+        )
+    raise UserError(
+        f"device.device = {asked!r}: this PyTorch ({torch.__version__}) finds {found}; use device.device=auto, or "
+        "install the driver and the build of PyTorch for that device (https://pytorch.org/get-started)"
+    )
+
+
+def _pick_dtype(asked: str, kind: str, hardware: Hardware) -> tuple[str, str]:
+    best, reason = _best_dtype(kind, hardware)
+    if asked in ("auto", best):
+        return best, reason
+    if asked == "float16" and kind == "cpu":
+        # Measured: float16 products on an AVX-512 processor are hundreds of times slower than float32.
+        return asked, f"as asked for, though a processor multiplies it hundreds of times slower than {best}"
+    return asked, f"as asked for; auto would take {best}: {reason}"
+
+
+def _best_dtype(kind: str, hardware: Hardware) -> tuple[str, str]:
+    """The fastest dtype that trains well, and why."""
+    if kind == "cpu":
+        flags = sorted(hardware.cpu_flags & {"avx512_bf16", "amx_bf16", "bf16"})
+        if flags:
+            return "bfloat16", f"the processor multiplies it directly ({', '.join(flags)})"
+        return "float32", "the processor has no 16-bit matrix instructions"
+    if kind == "cuda":
+        version = ".".join(map(str, hardware.capability))
+        if hardware.capability >= (8, 0):
+            return "bfloat16", f"compute capability {version} has bfloat16 tensor cores"
+        if hardware.capability >= (7, 0):
+            return "float16", f"compute capability {version} has float16 tensor cores but no bfloat16"
+        return "float32", f"compute capability {version} has no tensor cores"
+    if kind == "rocm":
+        # CDNA (gfx908, gfx90a, gfx94*, gfx95*) and RDNA 3 on (gfx11*, gfx12*) have bfloat16 matrix instructions.
+        if hardware.arch.startswith(("gfx908", "gfx90a", "gfx94", "gfx95", "gfx11", "gfx12")):
+            return "bfloat16", f"{hardware.arch} has bfloat16 matrix instructions"
+        return "float16", f"{hardware.arch} is fast in float16 but not in bfloat16"
+    if kind == "mps":
+        return (
+            "float32",
+            "Apple GPUs compute float32 at about the rate of 16 bits, and it needs no loss scale",
+        )
+    return "bfloat16", "the GPU has bfloat16 matrix engines"
+
+
+def _pick_compile(asked: str, kind: str, hardware: Hardware) -> tuple[bool, str]:
+    obstacle = _compile_obstacle(kind, hardware)
+    if asked == "off":
+        return False, "as asked for"
+    if asked == "on":
+        if obstacle:
+            raise UserError(f"device.compile = 'on': {obstacle}; install it, or use device.compile=auto")
+        return True, "as asked for"
+    if obstacle:
+        return False, obstacle
+    if kind == "cpu":
+        return False, "the model's own kernels are as fast on a processor, without the wait for a compiler"
+    return True, "one fused step is faster than many small kernels"
+
+
+def _compile_obstacle(kind: str, hardware: Hardware) -> str:
+    """Why torch.compile cannot work here; empty if it can."""
+    if kind == "mps":
+        return "torch.compile does not support this device well yet"
+    if kind == "cpu":
+        if not hardware.compiler:
+            return "no C++ compiler was found (g++ or clang++)"
+        return "" if hardware.python_headers else "Python's headers are not installed (python3-dev)"
+    if kind == "cuda" and hardware.capability < (7, 0):
+        return "Triton needs compute capability 7.0"
+    return "" if hardware.triton else "Triton is not installed"
+
+
+def has_fast_bfloat16(device: torch.device) -> bool:
+    """Whether the device that is here multiplies bfloat16 matrices faster than float32 ones."""
+    hardware = detect()
+    kind = "rocm" if device.type == "cuda" and hardware.accelerator == "rocm" else device.type
+    return _best_dtype(kind, hardware)[0] == "bfloat16"
+
+
+# ---- what acts on the plan ---------------------------------------------------------------------------------
+
+
+def compile_model(model: nn.Module, plan: DevicePlan) -> str:
+    """Compile the model's forward in place where the plan says so; returns why not, or an empty string.
+
+    A small function is compiled first: where that fails, or later a part of the model does, it runs eagerly.
+    Parameter names stay as they are.
+    """
+    if not plan.compile:
+        return plan.compile_reason
+    try:
+        probe = torch.compile(lambda x: x.sin() + 1)
+        probe(torch.zeros(8, device=plan.torch_device))
+    except Exception as failure:  # whatever a compiler tool chain can raise; eager training works without it
+        return f"torch.compile failed here: {str(failure).strip().splitlines()[0][:200]}"
+    dynamo: Any = import_module("torch._dynamo.config")
+    dynamo.suppress_errors = True  # a part that cannot be compiled runs eagerly
+    model.compile(dynamic=False)
+    return ""

@@ -1,0 +1,132 @@
+"""What this machine has, as a table. Looking only; device.py decides what follows from it."""
+
+import os
+import platform
+import shutil
+import sysconfig
+from dataclasses import dataclass
+from functools import cache
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import torch
+
+
+@dataclass(frozen=True, kw_only=True)
+class Hardware:
+    """A machine as a table. The defaults are a processor without any extras."""
+
+    accelerator: str = ""
+    """`cuda`, `rocm`, `mps`, `xpu`, or empty."""
+    name: str = ""
+    """Accelerator's name."""
+    capability: tuple[int, int] = (0, 0)
+    """CUDA compute capability: (7, 0) Volta, (7, 5) Turing, (8, 0) Ampere, (8, 9) Ada, (9, 0) Hopper."""
+    arch: str = ""
+    """ROCm architecture: gfx90a, gfx942, gfx1100."""
+    n_devices: int = 0
+    """Accelerators on this machine."""
+    memory_bytes: int = 0
+    """Memory of one accelerator."""
+    cpu_name: str = "processor"
+    """Processor's name."""
+    cpu_flags: frozenset[str] = frozenset()
+    """Instruction sets that matter here: avx512_bf16, amx_bf16, bf16 (ARM)."""
+    cores: int = 1
+    """Cores that this process may use."""
+    ram_bytes: int = 8 * 2**30
+    """Main memory that this process may use."""
+    compiler: str = ""
+    """Path of a C++ compiler; empty: none."""
+    python_headers: bool = False
+    """Whether Python.h is there; compiled processor code includes it."""
+    triton: bool = False
+    """Whether Triton, which compiles for GPUs, is installed."""
+
+
+@cache
+def detect() -> Hardware:
+    """This machine. Looks once a process."""
+    return Hardware(
+        **_accelerator(),
+        cpu_name=_cpu_name(),
+        cpu_flags=_cpu_flags(),
+        cores=_cores(),
+        ram_bytes=_ram_bytes(),
+        compiler=next(
+            (found for name in ("g++", "clang++", "c++", "cl") if (found := shutil.which(name))), ""
+        ),
+        python_headers=(Path(sysconfig.get_paths()["include"]) / "Python.h").is_file(),
+        triton=find_spec("triton") is not None,
+    )
+
+
+def _accelerator() -> dict[str, Any]:
+    """Fields of Hardware that tell of the first accelerator PyTorch can use."""
+    if torch.cuda.is_available():
+        properties = torch.cuda.get_device_properties(0)
+        return {
+            "accelerator": "rocm" if torch.version.hip else "cuda",
+            "name": properties.name,
+            "capability": (properties.major, properties.minor),
+            "arch": getattr(properties, "gcnArchName", "").split(":")[0] if torch.version.hip else "",
+            "n_devices": torch.cuda.device_count(),
+            "memory_bytes": properties.total_memory,
+        }
+    if hasattr(torch, "xpu") and torch.xpu.is_available():
+        properties = torch.xpu.get_device_properties(0)
+        return {
+            "accelerator": "xpu",
+            "name": properties.name,
+            "n_devices": torch.xpu.device_count(),
+            "memory_bytes": properties.total_memory,
+        }
+    if torch.backends.mps.is_available():
+        return {"accelerator": "mps", "name": f"Apple GPU ({platform.processor()})", "n_devices": 1}
+    return {}
+
+
+def _proc_lines(path: str) -> list[str]:
+    try:
+        return Path(path).read_text(errors="replace").splitlines()
+    except OSError:
+        return []
+
+
+def _cpu_name() -> str:
+    for line in _proc_lines("/proc/cpuinfo"):
+        if line.startswith("model name"):
+            return line.split(":", 1)[1].strip()
+    return platform.processor() or platform.machine() or "processor"
+
+
+def _cpu_flags() -> frozenset[str]:
+    """Names as Linux lists them; other systems report none and get float32, which is always right."""
+    for line in _proc_lines("/proc/cpuinfo"):
+        if line.startswith(("flags", "Features")):  # x86, ARM
+            return frozenset(line.split(":", 1)[1].split()) & {"avx512_bf16", "amx_bf16", "bf16"}
+    return frozenset()
+
+
+def _cores() -> int:
+    """Cores that this process may use: affinity, container quota and OMP_NUM_THREADS respected."""
+    affinity = getattr(os, "sched_getaffinity", None)
+    cores = len(affinity(0)) if affinity else os.cpu_count() or 1
+    quota = " ".join(_proc_lines("/sys/fs/cgroup/cpu.max")).split()  # "200000 100000": 2 cores
+    if len(quota) == 2 and quota[0] != "max":
+        cores = min(cores, max(1, int(quota[0]) // int(quota[1])))
+    asked = os.environ.get("OMP_NUM_THREADS", "")
+    # torchrun sets it to 1 for several processes, where nobody asked: the cores are then shared out by the plan.
+    if asked.isdigit() and int(asked) > 0 and "TORCHELASTIC_RUN_ID" not in os.environ:
+        cores = min(cores, int(asked))
+    return cores
+
+
+def _ram_bytes() -> int:
+    """Main memory, or the container's limit where that is lower."""
+    limits = [line for line in _proc_lines("/sys/fs/cgroup/memory.max") if line.isdigit()]
+    totals = [
+        int(line.split()[1]) * 1024 for line in _proc_lines("/proc/meminfo") if line.startswith("MemTotal")
+    ]
+    return min([*totals, *map(int, limits)], default=8 * 2**30)
