@@ -1,6 +1,7 @@
 """The chat with a real model: one that has learnt a single conversation by heart, tool call and thought included."""
 
 import argparse
+import fcntl
 import io
 import itertools
 import json
@@ -9,6 +10,7 @@ import pty
 import select
 import subprocess
 import sys
+import termios
 import time
 from pathlib import Path
 from typing import Any
@@ -242,7 +244,16 @@ def test_in_a_terminal_it_prompts_answers_and_leaves_at_the_end_of_input(model_f
     main_end, terminal = pty.openpty()
     program = [sys.executable, "-m", "onesitting", "chat", str(model_folder)]
     root = Path(__file__).resolve().parents[1]
-    with subprocess.Popen(program, cwd=root, stdin=terminal, stdout=terminal, stderr=terminal) as chat:
+    with subprocess.Popen(
+        program,
+        cwd=root,
+        stdin=terminal,
+        stdout=terminal,
+        stderr=terminal,
+        start_new_session=True,
+        # Without a controlling terminal, the byte of Ctrl-C would be no signal.
+        preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0),
+    ) as chat:
         os.close(terminal)
         shown = read_until(main_end, "you> ")
         assert "/help lists commands" in shown
@@ -261,6 +272,9 @@ def read_until(descriptor: int, text: str) -> str:
     deadline = time.monotonic() + 40
     while text not in shown and time.monotonic() < deadline:
         if select.select([descriptor], [], [], 1.0)[0]:
-            shown += os.read(descriptor, 4096).decode(errors="replace")
+            try:
+                shown += os.read(descriptor, 4096).decode(errors="replace")
+            except OSError:  # the program has ended
+                break
     assert text in shown, shown
     return shown
