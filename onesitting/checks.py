@@ -16,7 +16,6 @@ from onesitting.errors import UserError
 N_BYTES = 256  # a byte-level tokenizer holds every byte
 N_SPECIAL_TOKENS = 9  # onesitting.tokenizer.SPECIAL_TOKENS; a test holds the two equal
 MAX_VOCAB_SIZE = 262_144  # the largest vocabulary in wide use (Gemma 3); above it, a slip of the keyboard
-DEVICES = ("auto", "cpu", "cuda", "mps", "xpu")
 
 # (dotted setting, smallest, largest). Fractions that may not be 0 start at the smallest sensible step.
 _INF = math.inf
@@ -90,8 +89,6 @@ def check_config(cfg: RunConfig) -> None:
     _check_rows(cfg)
     _check_data(cfg)
     _check_places(cfg)
-    if cfg.device.device.split(":")[0] not in DEVICES:
-        raise UserError(f"device.device = {cfg.device.device!r}: use one of {', '.join(DEVICES)}")
 
 
 def setting(cfg: object, dotted: str) -> float:

@@ -33,10 +33,14 @@ def _request(command: str, argv: list[str]) -> "Request":
 
 
 def _plan(argv: list[str]) -> None:
-    request = _request("plan", argv)
+    from onesitting.cli_settings import parse_request, settings_parser
+
+    parser = settings_parser("plan", COMMANDS["plan"].summary)
+    parser.add_argument("--measure", action="store_true", help="time a few real steps instead of predicting")
+    request = parse_request(parser, argv)
     from onesitting.plan import print_plan
 
-    print_plan(request.cfg, request.recipe)
+    print_plan(request.cfg, request.recipe, request.options.measure)
 
 
 def _train(command: str, argv: list[str]) -> None:

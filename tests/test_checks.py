@@ -54,7 +54,6 @@ def test_the_count_of_special_tokens_is_the_tokenizers() -> None:
         ("tokenizer.path", "nowhere", "tokenizer.json"),
         ("model.init", "nowhere", "config.json"),
         ("name", "a/b", "without slashes"),
-        ("device.device", "gpu", "cuda"),
     ],
 )
 def test_a_bad_value_is_refused_by_its_dotted_name(

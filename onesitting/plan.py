@@ -1,0 +1,368 @@
+"""What a run would do here, before anything runs: device, size, speed, memory, phases, end.
+
+Everything is computed from the configuration and from one short measurement of this machine's matrix products;
+with `measure`, a few real training steps are timed instead. What is not known is said to be not known.
+"""
+
+import math
+import shutil
+import time
+import tomllib
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from importlib import resources
+from pathlib import Path
+
+import torch
+
+from onesitting.checks import check_config
+from onesitting.clock import CLOSING_S
+from onesitting.config import ModelConfig, PretrainConfig, RunConfig, SFTConfig
+from onesitting.data.sources import expand
+from onesitting.errors import UserError
+from onesitting.evaluation.curves import short_number
+from onesitting.evaluation.report_text import duration, percent
+from onesitting.model.flops import count_parameters, flops_per_token
+from onesitting.model.transformer import Transformer
+from onesitting.pipeline import SUITE_GUESS
+from onesitting.plan_text import show_plan
+from onesitting.runlog import RunFolder
+from onesitting.train.budget import parse_budget
+from onesitting.train.device import DevicePlan, activation_bytes_per_token, detect, plan_device
+from onesitting.train.limit import measure_matrix_limit
+from onesitting.train.optim import build_optimizer
+
+# Speeds for estimates, measured on two cores of an AMD EPYC (Zen 4); a run's own are in its timing.json.
+START_S = 4.0  # Python, torch and the first look at the machine
+WORLD_BYTES_PER_S = 5.0e6
+TOKENIZER_BYTES_PER_S = 2.5e6
+PREPARE_BYTES_PER_S = 8.0e6
+BYTES_PER_TOKEN = 3.5  # of English prose with a few thousand entries; a run's own is in tokens.json
+EXPECTED_FRACTION = {"cpu": 0.45, "cuda": 0.35}  # of the matrix limit that a whole training step reaches
+EXPECTED_FRACTION_ELSEWHERE = 0.25
+SUITE_MAX_S = 40.0  # one pass of the question suite, at most, until one has been timed
+COMPRESSION = {".gz": 3.0, ".zst": 3.0, ".parquet": 2.0}  # text bytes in a byte of such a file, about
+
+BYTES_PER_PARAMETER = 16  # weights, gradients and two moments in float32
+BASE_BYTES = 0.5e9  # Python, torch and the pages of the token files that are in use
+MAX_PASSES = 4  # more passes over the same text add little: Muennighoff et al. 2023, arXiv:2305.16264
+MEASURE_S = 6.0  # seconds of timed steps with --measure, after the first
+
+
+@dataclass(frozen=True, kw_only=True)
+class StagePlan:
+    """One training stage."""
+
+    name: str
+    seconds: float
+    tokens: int
+    """Expected in a time budget, exact with given tokens."""
+    step_tokens: int
+    row_length: int
+    micro_batch_rows: int
+    tokens_per_s: float
+    passes: float | None
+    """How often its text is read; None where the amount of text is not known."""
+
+    @property
+    def steps(self) -> int:
+        """Optimizer steps."""
+        return self.tokens // self.step_tokens
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """What would happen."""
+
+    name: str
+    folder: Path
+    device: str
+    reasons: tuple[str, ...]
+    n_parameters: int
+    vocab_size: int
+    flops_per_token: float
+    limit_flops_per_s: float
+    speed_source: str
+    """Where tokens_per_s comes from, in words."""
+    stages: list[StagePlan]
+    phases: list[tuple[str, float]]
+    """(phase, expected seconds), in order; those that are done already are left out."""
+    budget_s: float | None
+    memory_bytes: float
+    memory_available_bytes: int
+    disk_bytes: float
+    disk_free_bytes: int
+    bits_per_byte: str
+    """A measured value with where it comes from, or why it is not known."""
+    warnings: list[str]
+
+    @property
+    def seconds(self) -> float:
+        """Expected seconds of everything."""
+        return sum(seconds for _, seconds in self.phases)
+
+
+def make_plan(cfg: RunConfig, *, measure: bool = False) -> Plan:
+    """The plan for a configuration on this machine.
+
+    measure: time a few steps of the real model instead of predicting their speed from matrix products.
+    Raises UserError for every setting that the run itself would refuse at its start.
+    """
+    check_config(cfg)
+    budget = parse_budget(cfg.budget)
+    model = replace(cfg.model, vocab_size=cfg.model.vocab_size or -(-_vocab_size(cfg) // 64) * 64)
+    device = plan_device(cfg.device, detect()).for_model(model)
+    device.apply()
+    limit = measure_matrix_limit(device, model)
+    run = RunFolder(Path(cfg.out).expanduser() / cfg.name)
+    phases = _phases_before(cfg, run)
+    if measure:
+        speed, source = measure_speed(cfg, model, device)
+    else:
+        fraction = EXPECTED_FRACTION.get(device.device, EXPECTED_FRACTION_ELSEWHERE)
+        speed = fraction * limit / flops_per_token(model, _row_length(cfg.pretrain, model))
+        source = f"predicted: {percent(fraction)} of this machine's {limit / 1e9:,.0f} GFLOP/s, just measured"
+    stages = _stages(cfg, model, device, speed, sum(seconds for _, seconds in phases))
+    suite_s = suite_seconds(cfg)
+    for stage in stages:
+        phases.append((stage.name, stage.seconds))
+        if suite_s:
+            phases.append((f"evaluate {stage.name}", suite_s))
+    phases.append(("report", CLOSING_S))
+    n_parameters = count_parameters(model)
+    memory = _memory_bytes(n_parameters, model, device)
+    free = shutil.disk_usage(next(p for p in (run.path, *run.path.absolute().parents) if p.exists())).free
+    plan = Plan(
+        name=cfg.name,
+        folder=run.path,
+        device=device.describe(),
+        reasons=device.reasons,
+        n_parameters=n_parameters,
+        vocab_size=model.vocab_size,
+        flops_per_token=flops_per_token(model, _row_length(cfg.pretrain, model)),
+        limit_flops_per_s=limit,
+        speed_source=source,
+        stages=stages,
+        phases=phases,
+        budget_s=budget.seconds,
+        memory_bytes=memory,
+        memory_available_bytes=available_memory_bytes(device),
+        disk_bytes=_disk_bytes(cfg, n_parameters),
+        disk_free_bytes=free,
+        bits_per_byte=expected_bits_per_byte(cfg, n_parameters, stages),
+        warnings=[],
+    )
+    return replace(plan, warnings=find_warnings(plan))
+
+
+def print_plan(cfg: RunConfig, recipe: str, measure: bool = False) -> None:
+    """Print the plan; recipe: as it was given, for the command that starts the run."""
+    show_plan(make_plan(cfg, measure=measure), recipe)
+
+
+def _vocab_size(cfg: RunConfig) -> int:
+    """Entries of the tokenizer that the run has, is given, or will train."""
+    from onesitting.tokenizer.bpe import Tokenizer
+
+    run = RunFolder(Path(cfg.out).expanduser() / cfg.name)
+    for folder in (run.tokenizer, Path(cfg.tokenizer.path).expanduser() if cfg.tokenizer.path else None):
+        if folder is not None and (folder / "tokenizer.json").is_file():
+            return Tokenizer.load(folder).vocab_size
+    return cfg.tokenizer.vocab_size
+
+
+def _row_length(settings: PretrainConfig | SFTConfig, model: ModelConfig) -> int:
+    return settings.context_length or model.context_length
+
+
+def text_bytes(cfg: RunConfig, stage: str) -> float | None:
+    """Bytes of a stage's text, estimated from the sizes of files; None where a hub holds some of it."""
+    total = 0.0
+    for spec in cfg.data if stage == "pretrain" else cfg.chat:
+        if spec.startswith("hub:"):
+            return None
+        if spec == "world":  # it talks half as much as it tells
+            total += cfg.corpus.world_mb * 1e6 * (1.0 if stage == "pretrain" else 0.5)
+        else:
+            total += sum(path.stat().st_size * COMPRESSION.get(path.suffix, 1.0) for path in expand(spec))
+    return total
+
+
+def _phases_before(cfg: RunConfig, run: RunFolder) -> list[tuple[str, float]]:
+    """Start, tokenizer and preparation, each unless the run folder has its result."""
+    phases = [("start", START_S)]
+    if not cfg.tokenizer.path and not (run.tokenizer / "tokenizer.json").is_file():
+        size = min(cfg.tokenizer.train_mb * 1e6, text_bytes(cfg, "pretrain") or math.inf)
+        writing_s = size / WORLD_BYTES_PER_S if "world" in cfg.data else 0.0
+        phases.append(("tokenizer", writing_s + size / TOKENIZER_BYTES_PER_S))
+    seconds = 0.0
+    for stage, specs, folder in (("pretrain", cfg.data, "text"), ("sft", cfg.chat, "chat")):
+        if stage in cfg.stages and not (run.data / folder).exists():
+            size = text_bytes(cfg, stage) or 0.0
+            seconds += size / PREPARE_BYTES_PER_S + (size / WORLD_BYTES_PER_S if "world" in specs else 0.0)
+    if seconds:
+        phases.append(("prepare", seconds))
+    return phases
+
+
+def suite_seconds(cfg: RunConfig) -> float:
+    """Seconds that the run keeps for one pass of the question suite."""
+    suite = cfg.evaluation.suite
+    if suite == "none" or (suite == "auto" and "world" not in (*cfg.data, *cfg.chat)):
+        return 0.0
+    budget_s = parse_budget(cfg.budget).seconds
+    return min(SUITE_MAX_S, SUITE_GUESS * budget_s) if budget_s else SUITE_MAX_S
+
+
+def _stages(
+    cfg: RunConfig, model: ModelConfig, device: DevicePlan, speed: float, before_s: float
+) -> list[StagePlan]:
+    """Each stage with its tokens: those given, or what its share of the remaining time allows."""
+    budget = parse_budget(cfg.budget)
+    parts: dict[str, PretrainConfig | SFTConfig] = {"pretrain": cfg.pretrain, "sft": cfg.sft}
+    shares = {name: parts[name].share for name in cfg.stages}
+    left = (budget.seconds or 0.0) - before_s - CLOSING_S - suite_seconds(cfg) * len(cfg.stages)
+    if budget.seconds is not None and left < 1.0:
+        raise UserError(
+            f"budget = {cfg.budget!r}: about {budget.seconds - left:.0f} s go into tokenizer, data and evaluation, "
+            "and nothing is left to train in; give a larger budget"
+        )
+    stages: list[StagePlan] = []
+    for name in cfg.stages:
+        settings = parts[name]
+        row_length = _row_length(settings, model)
+        tokens = settings.tokens
+        if not tokens and budget.tokens is not None:
+            share = 1.0 if name == cfg.stages[0] else settings.share / shares[cfg.stages[0]]
+            tokens = round(budget.tokens * share)
+        tokens = tokens or round(left * shares[name] / sum(shares.values()) * speed)
+        available = text_bytes(cfg, name)
+        passes = tokens * BYTES_PER_TOKEN / available if available else None
+        if name == "sft" and passes and cfg.sft.max_epochs and passes > cfg.sft.max_epochs:
+            tokens, passes = round(tokens * cfg.sft.max_epochs / passes), cfg.sft.max_epochs
+        tokens = max(1, tokens // settings.step_tokens) * settings.step_tokens
+        stages.append(
+            StagePlan(
+                name=name,
+                seconds=tokens / speed,
+                tokens=tokens,
+                step_tokens=settings.step_tokens,
+                row_length=row_length,
+                micro_batch_rows=device.micro_batch_rows(row_length, settings.micro_batch_rows),
+                tokens_per_s=speed,
+                passes=passes,
+            )
+        )
+    return stages
+
+
+def measure_speed(cfg: RunConfig, model_cfg: ModelConfig, device: DevicePlan) -> tuple[float, str]:
+    """(tokens a second, how it was found): forward, backward and update of the real model on random tokens.
+
+    It runs uncompiled: compiling would take longer than the measurement.
+    """
+    model = Transformer(model_cfg, seed=0).to(device.torch_device).train()
+    optimizer = build_optimizer(model, cfg.optim)
+    length = _row_length(cfg.pretrain, model_cfg)
+    rows = min(
+        device.micro_batch_rows(length, cfg.pretrain.micro_batch_rows),
+        max(1, cfg.pretrain.step_tokens // length),
+    )
+    ids = torch.randint(0, model_cfg.vocab_size, (rows, length + 1), device=device.torch_device)
+
+    def micro_step() -> float:
+        began = time.perf_counter()
+        with device.autocast():
+            loss = model(ids[:, :-1].contiguous(), targets=ids[:, 1:].contiguous())
+        (loss / (rows * length)).backward()
+        _ = float(loss.detach())  # waits until the device is done
+        return time.perf_counter() - began
+
+    def update() -> float:
+        began = time.perf_counter()
+        optimizer.step(1e-6)
+        _ = float(next(model.parameters()).detach().sum())
+        return time.perf_counter() - began
+
+    first = micro_step() + update()
+    n = max(1, min(10, int(MEASURE_S / first)))
+    micro_s = min(micro_step() for _ in range(n))
+    update_s = min(update() for _ in range(min(n, 3)))
+    step_s = cfg.pretrain.step_tokens / (rows * length) * micro_s + update_s
+    compiled = ", not compiled (the run compiles and may be faster)" if device.compile else ""
+    return cfg.pretrain.step_tokens / step_s, f"measured: {n + 1} steps of this model just now{compiled}"
+
+
+def _memory_bytes(n_parameters: int, model: ModelConfig, device: DevicePlan) -> float:
+    """Expected peak: parameters with their optimizer state, activations of one forward pass, and the rest."""
+    element = 4 if device.dtype == "float32" else 2
+    activations = device.micro_batch_tokens * activation_bytes_per_token(model, element)
+    return BYTES_PER_PARAMETER * n_parameters + activations + (BASE_BYTES if device.device == "cpu" else 0.0)
+
+
+def available_memory_bytes(device: DevicePlan) -> int:
+    """Memory that is free now, on the device that trains."""
+    if device.device == "cuda":
+        return torch.cuda.mem_get_info()[0]
+    hardware = detect()
+    try:
+        lines = Path("/proc/meminfo").read_text().splitlines()
+    except OSError:
+        return hardware.ram_bytes
+    free = [int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable")]
+    return min([*free, hardware.ram_bytes])
+
+
+def _disk_bytes(cfg: RunConfig, n_parameters: int) -> float:
+    """Checkpoints that are kept (and one being written) with their state, final models, token files."""
+    checkpoints = (cfg.checkpoint.keep_last + 2) * 12 * n_parameters
+    texts = sum(text_bytes(cfg, stage) or 0.0 for stage in cfg.stages)
+    return len(cfg.stages) * (checkpoints + 4 * n_parameters) + texts / BYTES_PER_TOKEN * 2
+
+
+def expected_bits_per_byte(cfg: RunConfig, n_parameters: int, stages: Sequence[StagePlan]) -> str:
+    """What a measured run of this size on this text reached, or that none is known.
+
+    Only runs with the same text and parameter count, and between half and twice the tokens, are spoken of.
+    """
+    entries = tomllib.loads((resources.files("onesitting") / "measured.toml").read_text(encoding="utf-8"))
+    tokens = next((stage.tokens for stage in stages if stage.name == "pretrain"), 0)
+    fitting = [
+        entry
+        for entry in entries.get("run", [])
+        if tuple(entry["data"]) == cfg.data
+        and entry["n_parameters"] == n_parameters
+        and 0.5 <= entry["tokens"] / max(1, tokens) <= 2
+    ]
+    if not fitting:
+        return "not known: no run of this size on this text was measured"
+    nearest = min(fitting, key=lambda entry: abs(entry["tokens"] - tokens))
+    return f"about {nearest['bits_per_byte']:.2f}: measured after {short_number(nearest['tokens'])} tokens"
+
+
+def find_warnings(plan: Plan) -> list[str]:
+    """What may go wrong or be a waste, each with what to change."""
+    found: list[str] = []
+    if plan.memory_bytes > plan.memory_available_bytes:
+        found.append(
+            f"memory: about {plan.memory_bytes / 1e9:.1f} GB are needed and {plan.memory_available_bytes / 1e9:.1f} "
+            "are free; lower pretrain.micro_batch_rows or choose a smaller model"
+        )
+    if plan.disk_bytes > plan.disk_free_bytes:
+        found.append(
+            f"disk: about {plan.disk_bytes / 1e9:.1f} GB are needed and {plan.disk_free_bytes / 1e9:.1f} are free; "
+            "lower checkpoint.keep_last or choose another place with --out"
+        )
+    for stage in plan.stages:
+        if stage.steps < 100:
+            found.append(
+                f"{stage.name}: only {stage.steps} steps; give a larger budget or lower {stage.name}.step_tokens"
+            )
+        if stage.name == "pretrain" and stage.passes and stage.passes > MAX_PASSES:
+            found.append(
+                f"pretrain: the text is read {stage.passes:.0f} times; more than {MAX_PASSES} passes add little, "
+                "so more text would help more than more time"
+            )
+    if plan.budget_s is None and plan.seconds > 24 * 3600:
+        found.append(f"time: about {duration(plan.seconds)}; give a time budget, or fewer tokens")
+    return found
