@@ -1,7 +1,9 @@
 """Bits per byte against values computed by hand and in closed form."""
 
 import itertools
+import json
 import math
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -10,18 +12,27 @@ import pytest
 import torch
 from torch import nn
 
-from onesitting.config import ModelConfig
+from onesitting.config import CorpusConfig, ModelConfig
+from onesitting.data.prepare import prepare_conversations
 from onesitting.errors import UserError
-from onesitting.evaluation.bits_per_byte import bits_per_byte
+from onesitting.evaluation.bits_per_byte import bits_per_byte, chat_bits_per_byte
 from onesitting.model.transformer import Transformer
+from onesitting.tokenizer.bpe import train_tokenizer
 
 V = 64
 TOKEN_BYTES = [b""] + [b"x" * (1 + i % 3) for i in range(1, V)]  # id 0 ends a document
 
 
-def tiny_model() -> Transformer:
+def tiny_model(vocab_size: int = V) -> Transformer:
     cfg = ModelConfig(
-        n_layers=2, d_model=32, n_heads=2, n_kv_heads=1, head_dim=16, d_ff=64, vocab_size=V, context_length=16
+        n_layers=2,
+        d_model=32,
+        n_heads=2,
+        n_kv_heads=1,
+        head_dim=16,
+        d_ff=64,
+        vocab_size=vocab_size,
+        context_length=16,
     )
     model = Transformer(cfg, seed=1)
     generator = torch.Generator().manual_seed(2)
@@ -125,3 +136,34 @@ def test_no_text_is_refused_with_the_setting_to_change(tokens: list[int]) -> Non
     empty = SimpleNamespace(tokens=np.array(tokens, np.uint16), doc_starts=np.array([0]), eos_id=0)
     with pytest.raises(UserError, match=r"corpus\.val_fraction"):
         bits_per_byte(tiny_model(), empty, TOKEN_BYTES, context=16, max_tokens=10, device="cpu")
+
+
+@torch.no_grad()
+def test_chat_counts_the_replies_of_each_conversation_as_if_it_stood_alone(tmp_path: Path) -> None:
+    talks = [
+        [
+            {"role": "user", "content": f"Question {i}?"},
+            {"role": "assistant", "content": "Yes. " * (1 + i % 5)},
+        ]
+        for i in range(60)
+    ]
+    (tmp_path / "chat.jsonl").write_text("".join(json.dumps({"messages": talk}) + "\n" for talk in talks))
+    tokenizer = train_tokenizer([json.dumps(talks)], 320)
+    corpus = CorpusConfig(cache="", val_fraction=0.3, workers=1)
+    chat = prepare_conversations((str(tmp_path / "chat.jsonl"),), tokenizer, corpus, tmp_path / "out", 0).val
+    model = tiny_model(tokenizer.vocab_size)
+    nats, n_tokens, n_bytes = 0.0, 0, 0
+    for start, length in zip(chat.starts.tolist(), chat.lengths.tolist(), strict=True):
+        ids, trained = chat.tokens[start : start + length].tolist(), chat.trained[start : start + length]
+        log_probs = torch.log_softmax(model(torch.tensor([ids[:-1]]))[0].double(), -1)
+        for i in range(1, length):
+            if trained[i]:
+                nats -= float(log_probs[i - 1, ids[i]])
+                n_tokens += 1
+                n_bytes += len(tokenizer.token_bytes[ids[i]])
+    found = chat_bits_per_byte(
+        model, chat, tokenizer.token_bytes, row_length=128, max_tokens=10**6, batch_rows=2, device="cpu"
+    )
+    assert chat.n_conversations > 5
+    assert (found.n_tokens, found.n_bytes) == (n_tokens, n_bytes)
+    assert found.bits_per_byte == pytest.approx(nats / n_bytes / math.log(2), rel=1e-5)
