@@ -1,0 +1,333 @@
+"""A run from text to report: tokenizer -> data -> pretrain -> sft -> evaluation -> report card.
+
+Each phase leaves its result in the run folder and is skipped when it is there already, so the same command goes on
+where it stopped. All phases share one time budget (`Clock`); what each really took is in timing.json.
+"""
+
+import json
+import shlex
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+from rich.console import Console
+
+from onesitting.checkpoint import load_model, save_model
+from onesitting.checks import check_config
+from onesitting.clock import Clock
+from onesitting.config import RunConfig
+from onesitting.data.prepare import prepare_conversations, prepare_documents
+from onesitting.data.sources import Problems, read_documents
+from onesitting.data.tokens import ChatFolder, TokenFolder
+from onesitting.data.world import World
+from onesitting.errors import UserError
+from onesitting.evaluation.report import print_report, write_report
+from onesitting.evaluation.suite import Mode, TaskResult, run_suite
+from onesitting.model.flops import count_parameters, flops_per_token
+from onesitting.model.transformer import Transformer
+from onesitting.recipe import flat_values, load_recipe, resolve, write_config
+from onesitting.runlog import RunFolder, StageFolder, write_atomic
+from onesitting.stages.pretrain import PretrainStage
+from onesitting.stages.sft import SFTStage
+from onesitting.tokenizer.bpe import Tokenizer, train_tokenizer
+from onesitting.train import distributed
+from onesitting.train.budget import StepTarget, parse_budget
+from onesitting.train.device import detect, plan_device
+from onesitting.train.limit import measure_matrix_limit
+from onesitting.train.loop import FitResult, FitSettings, fit
+from onesitting.train.signals import Interrupted
+
+MAY_CHANGE = ("log.", "checkpoint.", "evaluation.", "device.", "out", "name")
+"""Settings with which a run can be continued although they differ from its config.toml."""
+
+SUITE_GUESS = 0.04
+"""Share of the budget that one pass of the question suite may take, until one has been timed."""
+
+T = TypeVar("T")
+
+
+def run_pipeline(cfg: RunConfig, recipe: str, only: tuple[str, ...] = ()) -> Path:
+    """Do every phase that is not done yet; the run's folder comes back.
+
+    only: phases of `tokenizer`, `prepare`, `pretrain`, `sft`, `evaluate`; () is all of them and the report.
+    Raises UserError for a user's mistake and KeyboardInterrupt once the state of an interrupted stage is saved.
+    """
+    check_config(cfg)
+    ranks = distributed.init(cfg.device)
+    try:
+        run = Run(cfg, only, ranks)
+        run.prepare()
+        for stage in run.stages:
+            run.train(stage)
+        if not only or "evaluate" in only:
+            run.report()
+        return run.folder.path
+    except Interrupted as interrupted:
+        command = f"onesitting {only[0] if only else 'run'} {shlex.quote(str(Path(cfg.out) / cfg.name))}"
+        Console(quiet=ranks.rank != 0).print(f"\n{interrupted}. Go on with: {command}", highlight=False)
+        raise KeyboardInterrupt from None
+    finally:
+        distributed.shutdown(ranks)
+
+
+class Run:
+    """One sitting's work on a run folder."""
+
+    def __init__(self, cfg: RunConfig, only: tuple[str, ...], ranks: distributed.Ranks) -> None:
+        self.cfg, self.only, self.ranks = cfg, only, ranks
+        self.folder = RunFolder(Path(cfg.out).expanduser() / cfg.name)
+        self.console = Console(highlight=False, quiet=ranks.rank != 0)
+        if ranks.rank == 0:
+            claim(self.folder, cfg)
+        ranks.barrier()
+        self.plan = plan_device(cfg.device, detect(), ranks)
+        self.stages = [s for s in cfg.stages if not only or s in only or "evaluate" in only]
+        self.budget = parse_budget(cfg.budget)
+        self.clock = Clock(self.folder.path / "timing.json", self.budget.seconds, writes=ranks.rank == 0)
+        self.tokenizer: Tokenizer
+        self.data: TokenFolder | None = None
+        self.chat: ChatFolder | None = None
+
+    def say(self, message: str) -> None:
+        """A line on the screen of the first process."""
+        self.console.print(message, soft_wrap=True)
+
+    # ---- tokenizer and data ----------------------------------------------------------------------------------
+
+    def prepare(self) -> None:
+        """Tokenizer and token files; rank 0 makes them, all ranks open them."""
+        cfg, out = self.cfg, self.folder.data
+        self.say(f"[bold]{cfg.name}[/bold] · {self.plan.describe()} · budget {cfg.budget}")
+        self.tokenizer = self.first_rank_makes("tokenizer", self.make_tokenizer)
+        if self.only == ("tokenizer",):
+            return
+        if "pretrain" in cfg.stages:
+            self.data = self.first_rank_makes(
+                "prepare",
+                lambda: prepare_documents(cfg.data, self.tokenizer, cfg.corpus, out / "text", cfg.seed),
+            )
+        if "sft" in cfg.stages or cfg.pretrain.chat_fraction > 0:
+            self.chat = self.first_rank_makes(
+                "prepare",
+                lambda: prepare_conversations(cfg.chat, self.tokenizer, cfg.corpus, out / "chat", cfg.seed),
+            )
+
+    def first_rank_makes(self, phase: str, make: Callable[[], T]) -> T:
+        """Run `make` on rank 0, then on the others, which find its result on disk."""
+        with self.clock.phase(phase):
+            made = make() if self.ranks.rank == 0 else None
+            self.ranks.barrier()
+            return make() if made is None else made
+
+    def make_tokenizer(self) -> Tokenizer:
+        """The run's tokenizer: the one that is there, a given one, or one trained on a sample of the data."""
+        cfg, folder = self.cfg, self.folder.tokenizer
+        if (folder / "tokenizer.json").is_file():
+            return Tokenizer.load(folder)
+        if cfg.tokenizer.path:
+            tokenizer = Tokenizer.load(Path(cfg.tokenizer.path).expanduser())
+        else:
+            tokenizer = train_tokenizer(text_sample(cfg), cfg.tokenizer.vocab_size)
+        tokenizer.save(folder)
+        self.say(f"tokenizer · {tokenizer.vocab_size} entries")
+        return tokenizer
+
+    # ---- training --------------------------------------------------------------------------------------------
+
+    def train(self, name: str) -> None:
+        """One stage: train, save the final model, run the question suite. What is done already is skipped."""
+        folder = self.folder.stage(name)
+        if (folder.path / "summary.json").is_file():
+            self.say(f"{name} · done before, {folder.model}")
+        elif "evaluate" in self.only:
+            raise UserError(f"{folder.path} holds no finished model; train it with `onesitting {name} …` first")
+        else:
+            self.fit(name, folder)
+        if not self.only or "evaluate" in self.only:
+            self.evaluate(name, folder)
+
+    def fit(self, name: str, folder: StageFolder) -> None:
+        """Train one stage through the loop; write its model and summary.json."""
+        settings = self.cfg.pretrain if name == "pretrain" else self.cfg.sft
+        model = self.initial_model(name)
+        stage = self.make_stage(name)
+        target = StepTarget(
+            settings,
+            seconds=self.stage_seconds(name),
+            tokens=self.stage_tokens(name),
+            max_steps=stage.max_steps(),
+            row_length=stage.row_length,
+            n_rows=stage.n_rows,
+        )
+        limit = measure_matrix_limit(self.plan, model.cfg)
+        flops = flops_per_token(model.cfg, stage.row_length)
+        n_parameters = count_parameters(model.cfg)
+        self.say(f"{name} · {n_parameters:,} parameters · {target.describe()} · limit {limit / 1e9:,.0f} GFLOP/s")
+        fit_settings = FitSettings(
+            target=target, lr_scale=settings.lr_scale, flops_per_token=flops, limit_flops_per_s=limit
+        )
+        result = fit(
+            stage, model, fit_settings, cfg=self.cfg, folder=folder, plan=self.plan, ranks=self.ranks,
+            tokenizer=self.tokenizer,
+        )  # fmt: skip
+        self.clock.set(name, result.seconds)
+        with self.clock.phase(name):
+            if self.ranks.rank == 0:
+                save_model(folder.model, model, self.tokenizer)
+                summary = self.summary(name, result, n_parameters, flops, limit)
+                write_atomic(folder.path / "summary.json", json.dumps(summary, indent=1) + "\n")
+            self.ranks.barrier()
+
+    def initial_model(self, name: str) -> Transformer:
+        """Random weights, the weights of `model.init`, or those of the stage before."""
+        cfg = self.cfg
+        vocab_size = cfg.model.vocab_size or self.tokenizer.vocab_size
+        before = self.folder.stage("pretrain").model
+        if name != "pretrain" and (before / "config.json").is_file():
+            model = load_model(before)
+        elif cfg.model.init:
+            model = load_model(Path(cfg.model.init).expanduser())
+            if model.cfg.vocab_size < self.tokenizer.vocab_size:
+                raise UserError(
+                    f"model.init = {cfg.model.init!r} has {model.cfg.vocab_size} embedding rows and the tokenizer "
+                    f"{self.tokenizer.vocab_size} entries; set tokenizer.path to that model's folder"
+                )
+        elif name != "pretrain":
+            raise UserError(
+                f"{name} needs a model to start from: run `onesitting pretrain …` first, or set model.init to a folder"
+            )
+        else:
+            model = Transformer(replace(cfg.model, vocab_size=vocab_size), seed=cfg.seed)
+        model = model.to(device=self.plan.torch_device, dtype=torch.float32).train()
+        return distributed.shard_model(model, self.ranks) if cfg.device.shard == "fsdp" else model
+
+    def make_stage(self, name: str) -> PretrainStage | SFTStage:
+        """The stage's data, loss and evaluation."""
+        if name == "pretrain":
+            assert self.data is not None
+            chat = self.chat if self.cfg.pretrain.chat_fraction > 0 else None
+            return PretrainStage(self.cfg, self.tokenizer, self.data, chat, self.plan, self.ranks)
+        assert self.chat is not None
+        return SFTStage(self.cfg, self.tokenizer, self.chat, self.plan, self.ranks)
+
+    def stage_seconds(self, name: str) -> float | None:
+        """Seconds for one stage: its share of what is left after the suites that are still to come."""
+        left = self.clock.left_s
+        if left is None:
+            return None
+        later = self.stages[self.stages.index(name) :]
+        left += self.clock.phases.get(name, 0.0)  # a resumed stage counts its earlier sittings itself
+        left -= self.suite_seconds() * len(later) if not self.only else 0.0
+        shares = {s: (self.cfg.pretrain if s == "pretrain" else self.cfg.sft).share for s in later}
+        seconds = left * shares[name] / sum(shares.values())
+        if seconds < 1:
+            raise UserError(
+                f"budget = {self.cfg.budget!r}: {self.clock.used_s:.0f} s were used before {name} and nothing is left "
+                "to train in; give a larger budget"
+            )
+        return seconds
+
+    def suite_seconds(self) -> float:
+        """Expected seconds of one pass of the question suite: as the last one took, else a guess."""
+        if not self.has_suite:
+            return 0.0
+        timed = [s for phase, s in self.clock.phases.items() if phase.startswith("evaluate")]
+        return timed[-1] * 1.1 if timed else min(40.0, SUITE_GUESS * (self.clock.budget_s or 0.0))
+
+    def stage_tokens(self, name: str) -> int | None:
+        """Tokens for one stage, where they are given: its own setting, else its share of `tokens=…`."""
+        settings = self.cfg.pretrain if name == "pretrain" else self.cfg.sft
+        if settings.tokens:
+            return settings.tokens
+        if self.budget.tokens is None:
+            return None
+        if name == "pretrain" or "pretrain" not in self.cfg.stages:
+            return self.budget.tokens
+        return round(self.budget.tokens * self.cfg.sft.share / self.cfg.pretrain.share)
+
+    def summary(self, name: str, result: FitResult, n_parameters: int, flops: float, limit: float) -> dict[str, Any]:
+        """What summary.json holds; the report explains each key."""
+        return {
+            "stage": name,
+            **asdict(result),
+            "bits_per_byte": result.evaluation.get("bits_per_byte"),
+            "n_parameters": n_parameters,
+            "flops_per_token": flops,
+            "limit_flops_per_s": limit,
+            "fraction_of_limit": result.tokens_per_s * flops / limit / self.ranks.world if limit else None,
+            "nonfinite_steps": result.skipped_steps,
+            "processes": self.ranks.world,
+            **self.plan.summary(),
+        }
+
+    # ---- evaluation and report ---------------------------------------------------------------------------------
+
+    @property
+    def has_suite(self) -> bool:
+        """Whether the world's question suite is asked."""
+        suite = self.cfg.evaluation.suite
+        return suite == "world" or (suite == "auto" and "world" in (*self.cfg.data, *self.cfg.chat))
+
+    def evaluate(self, name: str, folder: StageFolder) -> None:
+        """Ask the question suite, on rank 0; evaluation.json holds the results."""
+        path = folder.path / "evaluation.json"
+        if not self.has_suite or (path.is_file() and not self.only):
+            return
+        with self.clock.phase(f"evaluate {name}"):
+            if self.ranks.rank == 0:
+                self.say(f"{name} · asking the question suite")
+                model = load_model(folder.model, self.plan.torch_device)
+                world, n = World(self.cfg.seed), self.cfg.evaluation.suite_items
+                mode: Mode = "base" if name == "pretrain" else "chat"
+                items = world.base_suite(n) if mode == "base" else world.suite(n)
+                with torch.inference_mode(), self.plan.autocast():
+                    results = run_suite(model, self.tokenizer, items, mode=mode)
+                write_atomic(path, json.dumps({k: asdict(v) for k, v in results.items()}, indent=1) + "\n")
+                self.show(results)
+            self.ranks.barrier()
+
+    def show(self, results: dict[str, TaskResult]) -> None:
+        """One line for the suite."""
+        scores = " · ".join(f"{task} {result.accuracy:.0%}" for task, result in results.items())
+        self.say(f"         {scores}")
+
+    def report(self) -> None:
+        """The report card, in the run folder and on the screen."""
+        if self.ranks.rank == 0:
+            with self.clock.phase("report"):
+                write_report(self.folder)
+            write_report(self.folder)  # once more, so that the report's own seconds are in it
+            print_report(self.folder)
+        self.ranks.barrier()
+
+
+def claim(folder: RunFolder, cfg: RunConfig) -> None:
+    """Make the run folder and its config.toml; refuse a folder that holds a run with other settings."""
+    folder.create()
+    if not folder.config_path.exists():
+        write_config(cfg, folder.config_path)
+        return
+    there, here = flat_values(resolve(load_recipe(folder.path))), flat_values(cfg)
+    differing = [
+        f"{name} is {there.get(name)!r} there and {value!r} here"
+        for name, value in here.items()
+        if value != there.get(name) and not name.startswith(MAY_CHANGE)
+    ]
+    if differing:
+        raise UserError(
+            f"{folder.path} holds a run with other settings: {'; '.join(differing[:4])}. Start another run with "
+            f"--name, or continue this one with `onesitting run {folder.path}`"
+        )
+
+
+def text_sample(cfg: RunConfig) -> Iterator[str]:
+    """The first `tokenizer.train_mb` megabytes of the data, which the tokenizer is trained on."""
+    left = cfg.tokenizer.train_mb * 1e6
+    problems = Problems(cfg.corpus.max_bad_fraction)
+    for document in read_documents(cfg.data, cfg.corpus, problems, cfg.seed):
+        yield document.text
+        left -= len(document.text)
+        if left <= 0:
+            return

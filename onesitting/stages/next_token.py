@@ -1,0 +1,44 @@
+"""What pretraining and SFT share: the next-token loss, micro-batches, and samples during training.
+
+Shapes: B rows, T tokens in a row.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from onesitting.data.examples import Batch
+from onesitting.inference.generate import generate
+from onesitting.inference.sampling import Sampling
+
+
+def next_token_loss(model: nn.Module, batch: Batch) -> Tensor:
+    """Sum over the batch's targets of the cross-entropy in nats, a float32 scalar; -100 is not trained."""
+    return model(batch.tokens, targets=batch.targets, doc_ids=batch.doc_ids, positions=batch.positions)
+
+
+def micro_batches(batch: Batch, rows: int) -> list[Batch]:
+    """Cut a step's batch into micro-batches of at most `rows` rows."""
+    return batch.split(rows)
+
+
+def rank_share(n_rows: int, rank: int, world: int) -> tuple[int, int]:
+    """(first, count) of the rows of one step that a rank reads; together the ranks read all, once."""
+    first = n_rows * rank // world
+    return first, n_rows * (rank + 1) // world - first
+
+
+def write_samples(
+    model: nn.Module, tokenizer: Any, prompts: list[tuple[str, list[int]]], tokens: int, seed: int
+) -> list[dict[str, Any]]:
+    """What the model writes after each (shown, ids) prompt: dicts with prompt, text, seed, finish_reason."""
+    if not prompts:
+        return []
+    sampling = Sampling(temperature=0.7, top_p=0.95, max_tokens=tokens, seed=seed)
+    with torch.inference_mode():
+        done = generate(model, tokenizer, [ids for _, ids in prompts], sampling)
+    return [
+        {"prompt": shown, "text": c.text, "seed": seed, "finish_reason": c.finish_reason}
+        for (shown, _), c in zip(prompts, done, strict=True)
+    ]

@@ -1,0 +1,99 @@
+"""Pretraining: predict the next token of packed documents.
+
+Rows hold whole documents where they fit, and start at document starts. The first part of training may use shorter
+rows (`pretrain.short_context`): the same tokens, cut into more rows, so the order does not depend on the length.
+"""
+
+from typing import Any
+
+import numpy as np
+from torch import Tensor, nn
+
+from onesitting.config import RunConfig
+from onesitting.data.examples import Batch, chat_rows, concatenate, pretrain_batch
+from onesitting.data.tokens import ChatFolder, TokenFolder, rows
+from onesitting.evaluation.bits_per_byte import bits_per_byte
+from onesitting.stages.next_token import next_token_loss, rank_share, write_samples
+from onesitting.tokenizer.bpe import Tokenizer
+from onesitting.train.device import DevicePlan
+from onesitting.train.distributed import Ranks
+
+
+class PretrainStage:
+    """Packed documents, optionally with a fraction of conversations as plain text."""
+
+    name = "pretrain"
+    unit = "tokens"
+
+    def __init__(
+        self,
+        cfg: RunConfig,
+        tokenizer: Tokenizer,
+        data: TokenFolder,
+        chat: ChatFolder | None,
+        plan: DevicePlan,
+        ranks: Ranks,
+    ) -> None:
+        settings = cfg.pretrain
+        self.cfg, self.tokenizer, self.data, self.chat, self.plan = cfg, tokenizer, data, chat, plan
+        self.row_length = settings.context_length or cfg.model.context_length
+        self.n_rows = max(1, settings.step_tokens // self.row_length)
+        self.n_chat_rows = round(self.n_rows * settings.chat_fraction) if chat else 0
+        self.ranks = ranks
+        self.isolate = plan.isolates_documents if settings.isolate == "auto" else settings.isolate == "on"
+
+    def next_batches(self, step: int, row_length: int) -> list[Batch]:
+        """This rank's micro-batches of step `step`: rows of `row_length` tokens."""
+        parts = []
+        for source, n_rows in (("text", self.n_rows - self.n_chat_rows), ("chat", self.n_chat_rows)):
+            offset, count = rank_share(n_rows, self.ranks.rank, self.ranks.world)
+            if count:
+                parts.append(self.read(source, step * n_rows + offset, count))
+        batch = concatenate(parts)
+        if row_length != self.row_length:
+            batch = batch.reshape_rows(row_length)
+        return batch.split(self.plan.micro_batch_rows(row_length, self.cfg.pretrain.micro_batch_rows))
+
+    def read(self, source: str, first_row: int, n_rows: int) -> Batch:
+        """Rows `first_row …` of the endless order of (seed) of the documents or the conversations."""
+        if source == "chat":
+            assert self.chat is not None
+            return chat_rows(
+                self.chat.train, row_length=self.row_length, seed=self.cfg.seed, first_row=first_row,
+                n_rows=n_rows, train_all=True, isolate=self.isolate,
+            )  # fmt: skip
+        ids, doc_ids = rows(
+            self.data.train,
+            row_length=self.row_length,
+            seed=self.cfg.seed,
+            first_row=first_row,
+            n_rows=n_rows,
+        )
+        return pretrain_batch(ids, doc_ids, isolate=self.isolate)
+
+    def max_steps(self) -> int | None:
+        """No limit: documents are read again in another order once all have been read."""
+        return None
+
+    def loss_sum(self, model: nn.Module, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+        """Sum of next-token cross-entropies in nats."""
+        return next_token_loss(model, batch), {}
+
+    def evaluate(self, model: nn.Module) -> dict[str, float]:
+        """Bits per byte on the first tokens of the validation split."""
+        result = bits_per_byte(
+            model, self.data.val, self.tokenizer.token_bytes, context=self.row_length,
+            max_tokens=self.cfg.evaluation.val_tokens, device=self.plan.torch_device,
+        )  # fmt: skip
+        return {"bits_per_byte": result.bits_per_byte, "val_nats_per_token": result.nats_per_token}
+
+    def samples(self, model: nn.Module, step: int) -> list[dict[str, Any]]:
+        """What the model writes after the first words of validation documents."""
+        prompts = []
+        starts, tokens = self.data.val.doc_starts, self.data.val.tokens
+        for start in starts[: self.cfg.evaluation.samples]:
+            ids = np.asarray(tokens[start : start + 8]).tolist()
+            if self.tokenizer.eos_id in ids:
+                ids = ids[: ids.index(self.tokenizer.eos_id)] or [self.tokenizer.eos_id]
+            prompts.append((self.tokenizer.decode(ids), ids))
+        return write_samples(model, self.tokenizer, prompts, self.cfg.evaluation.sample_tokens, self.cfg.seed)

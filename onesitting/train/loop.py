@@ -1,0 +1,427 @@
+"""The only training loop of the project. Every stage runs through `fit()`.
+
+A stage brings its batches, its loss and its evaluation (`Stage`); the loop brings accumulation, clipping, the
+optimizer, the schedule, the time budget, checkpoints, metrics, signals and several processes. Losses are sums:
+the loop divides once, by the number of units (tokens, pairs, sequences) over all micro-batches and processes.
+"""
+
+import math
+import time
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import asdict, dataclass, field
+from typing import Any, Protocol, Self
+
+import torch
+from onesitting.train.budget import StepTarget
+from onesitting.train.device import DevicePlan
+from onesitting.train.optim import MuonAdamW, build_optimizer
+from torch import Tensor, nn
+
+from onesitting.checkpoint import latest_checkpoint, load_checkpoint, prune_checkpoints, save_checkpoint
+from onesitting.config import RunConfig
+from onesitting.errors import UserError
+from onesitting.runlog import StageFolder, append_jsonl, keep_jsonl
+from onesitting.train import distributed
+from onesitting.train.display import Display
+from onesitting.train.signals import Interrupted, StopSignals
+from onesitting.train.usage import peak_memory_bytes
+
+MAX_BAD_STEPS = 3
+"""Consecutive non-finite steps after which the loop goes back to a checkpoint at half the rate."""
+MAX_ROLLBACKS = 3
+"""Times the loop goes back before it gives up."""
+
+
+class TrainBatch(Protocol):
+    """What the loop needs to know of a micro-batch."""
+
+    n_units: int
+    """Tokens, pairs or sequences that the loss sums over."""
+    n_tokens: int
+    """Real tokens, without padding."""
+
+    def to(self, device: torch.device) -> Self: ...
+
+
+class Stage(Protocol):
+    """A training stage: data, loss, evaluation. Order and randomness are functions of (seed, step, rank)."""
+
+    name: str
+    unit: str
+
+    def next_batches(self, step: int, row_length: int) -> list[Any]:
+        """This process's micro-batches of optimizer step `step`."""
+        ...
+
+    def loss_sum(self, model: nn.Module, batch: Any) -> tuple[Tensor, dict[str, Tensor]]:
+        """Sum of losses over the batch's units (scalar, float32), and further named sums over the same units."""
+        ...
+
+    def evaluate(self, model: nn.Module) -> dict[str, float]:
+        """Named results on held-out data, units in the names; `bits_per_byte` picks the best checkpoint."""
+        ...
+
+    def samples(self, model: nn.Module, step: int) -> list[dict[str, Any]]:
+        """A few texts that the model writes now, each with its prompt and seed."""
+        ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class FitSettings:
+    """What the loop needs besides the stage; `stages/` fill it from the run's configuration."""
+
+    target: StepTarget
+    """Turns a time or token budget into a number of optimizer steps, a learning rate and a row length."""
+    lr_scale: float = 1.0
+    """Multiplies every learning rate."""
+    flops_per_token: float = 0.0
+    """Forward and backward operations a token, for the fraction of the limit."""
+    limit_flops_per_s: float = 0.0
+    """Measured matrix-product limit of this machine; 0: unknown."""
+
+
+@dataclass
+class LoopState:
+    """The JSON part of a checkpoint; with the tensors it is all that resuming needs."""
+
+    step: int = 0
+    tokens: int = 0
+    elapsed_s: float = 0.0
+    first_step_s: float = 0.0
+    """Seconds before the first step had run: compilation and warm-up."""
+    lr_scale: float = 1.0
+    bad_steps: int = 0
+    skipped_steps: int = 0
+    rollbacks: int = 0
+    best_step: int = -1
+    best_value: float = math.inf
+    last_loss: float = math.nan
+    evaluation: dict[str, float] = field(default_factory=dict)
+    target: dict[str, Any] = field(default_factory=dict)
+    scaler: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class FitResult:
+    """How a stage went; also written to its summary.json."""
+
+    steps: int
+    tokens: int
+    seconds: float
+    seconds_setup: float
+    tokens_per_s: float
+    final_loss: float
+    skipped_steps: int
+    peak_memory_bytes: int
+    evaluation: dict[str, float]
+
+
+def fit(
+    stage: Stage,
+    model: nn.Module,
+    settings: FitSettings,
+    *,
+    cfg: RunConfig,
+    folder: StageFolder,
+    plan: DevicePlan,
+    ranks: distributed.Ranks,
+    tokenizer: Any = None,
+) -> FitResult:
+    """Train `model` in place until the budget is reached; resume from the folder's newest checkpoint.
+
+    Raises Interrupted after SIGINT or SIGTERM (the state is saved first) and UserError when the loss stays
+    non-finite.
+    """
+    loop = Loop(stage, model, settings, cfg, folder, plan, ranks, tokenizer)
+    loop.resume()
+    with StopSignals() as signals, loop.display:
+        while not loop.finished():
+            record = loop.train_step()
+            if loop.state.bad_steps >= MAX_BAD_STEPS:
+                loop.roll_back()
+                continue
+            loop.log(record)
+            if loop.target.evaluation_due(loop.state.step):
+                loop.evaluate()
+            stop = ranks.agree(signals.received)
+            if stop or loop.checkpoint_due():
+                loop.save()
+            if stop:
+                raise Interrupted(
+                    f"{stage.name} was interrupted at step {loop.state.step}; the state is saved"
+                )
+        loop.save()
+    return loop.result()
+
+
+class Loop:
+    """The moving parts of one `fit()`: each method is one line of the loop above."""
+
+    def __init__(
+        self,
+        stage: Stage,
+        model: nn.Module,
+        settings: FitSettings,
+        cfg: RunConfig,
+        folder: StageFolder,
+        plan: DevicePlan,
+        ranks: distributed.Ranks,
+        tokenizer: Any,
+    ) -> None:
+        self.stage, self.model, self.settings, self.cfg = stage, model, settings, cfg
+        self.folder, self.plan, self.ranks, self.tokenizer = folder, plan, ranks, tokenizer
+        self.target = settings.target
+        self.state = LoopState(lr_scale=settings.lr_scale)
+        plan.apply()
+        self.optimizer: MuonAdamW = build_optimizer(model, cfg.optim)
+        self.scaler = plan.make_scaler()
+        self.display = Display(stage.name, stage.unit, cfg.log, quiet=ranks.rank != 0)
+        self.started_at = time.perf_counter()
+        self.last_save_s = 0.0
+        self.prefetch = Prefetch(stage)
+        self.tensorboard = open_tensorboard(folder) if cfg.log.tensorboard and ranks.rank == 0 else None
+
+    # ---- the step -------------------------------------------------------------------------------------------
+
+    def finished(self) -> bool:
+        """Whether the step target is known and reached; the same on every rank."""
+        n_steps = self.target.n_steps
+        return n_steps is not None and self.state.step >= n_steps
+
+    def train_step(self) -> dict[str, Any]:
+        """One optimizer step; returns its line of metrics. A non-finite step changes no weight."""
+        state, began = self.state, time.perf_counter()
+        row_length = self.target.row_length(state.step)
+        batches = self.prefetch.take(state.step, row_length)
+        next_length = self.target.row_length(state.step + 1)
+        self.prefetch.start(state.step + 1, next_length)
+        counts = self.ranks.sum_counts([sum(b.n_units for b in batches), sum(b.n_tokens for b in batches)])
+        n_units, n_tokens = counts
+        sums = self.accumulate(batches, n_units)
+        distributed.all_reduce_gradients(self.model, self.ranks)
+        sums = self.ranks.sum_tensors(sums)
+        if self.scaler is not None:
+            self.scaler.unscale(self.optimizer)
+        norm = self.optimizer.clip(self.cfg.optim.clip_norm)
+        lr_factor = self.target.lr_factor(state.step)
+        loss = float(sums["loss"]) / n_units if n_units else 0.0
+        finite = math.isfinite(loss) and math.isfinite(float(norm))
+        applied = finite and n_units > 0
+        if applied:
+            self.optimizer.step(lr_factor * state.lr_scale)
+        self.optimizer.zero_grad()
+        self.after_step(finite, n_units, n_tokens, loss)
+        seconds = time.perf_counter() - began
+        self.tick(row_length, seconds)
+        return {
+            "step": state.step,
+            "tokens": state.tokens,
+            "elapsed_s": round(state.elapsed_s, 4),
+            "progress": self.target.progress(state.step, state.elapsed_s),
+            "loss": loss if finite else None,
+            "lr_factor": lr_factor * state.lr_scale,
+            "grad_norm": float(norm) if finite else None,
+            "row_length": row_length,
+            "n_units": n_units,
+            "step_s": round(seconds, 5),
+            "tokens_per_s": round(n_tokens / seconds, 1),
+            **({"skipped": True} if not applied else {}),
+            **{k: float(v) / max(1, n_units) for k, v in sums.items() if k != "loss"},
+        }
+
+    def accumulate(self, batches: list[Any], n_units: int) -> dict[str, Tensor]:
+        """Add the gradients of (sum of losses / n_units); returns the sums over this rank's micro-batches."""
+        device = self.plan.torch_device
+        sums: dict[str, Tensor] = {"loss": torch.zeros((), device=device)}
+        scale = (self.scaler.scale if self.scaler else 1.0) / max(1, n_units)
+        for batch in batches:
+            with self.plan.autocast():
+                loss, named = self.stage.loss_sum(self.model, batch.to(device))
+            (loss * scale).backward()
+            for key, value in {"loss": loss, **named}.items():
+                sums[key] = sums.get(key, torch.zeros((), device=device)) + value.detach()
+        return sums
+
+    def after_step(self, finite: bool, n_units: int, n_tokens: int, loss: float) -> None:
+        """Count the step; react to one that could not be used."""
+        state = self.state
+        if self.scaler is not None:
+            explained = self.scaler.update(not finite)
+            state.skipped_steps += not finite and explained
+            finite = finite or explained  # an overflow that a smaller scale cures is no failure
+        if n_units == 0:
+            self.display.note(f"step {state.step}: nothing to learn in this batch (every target is masked)")
+        if not finite:
+            state.bad_steps += 1
+            state.skipped_steps += 1
+            self.display.note(f"step {state.step}: loss or gradient is not finite; the step was skipped")
+        else:
+            state.bad_steps = 0
+            state.last_loss = loss
+        state.step += 1
+        state.tokens += n_tokens
+
+    def tick(self, row_length: int, seconds: float) -> None:
+        """Advance the clock and let the target learn how long steps take (the same on every rank)."""
+        state = self.state
+        state.elapsed_s = self.ranks.broadcast(time.perf_counter() - self.started_at)
+        if state.first_step_s == 0.0:
+            state.first_step_s = state.elapsed_s
+        self.target.step_done(state.step, state.elapsed_s, row_length, seconds)
+
+    def roll_back(self) -> None:
+        """Go back to the last checkpoint with half the learning rate (after repeated non-finite steps)."""
+        state = self.state
+        found, _ = latest_checkpoint(self.folder.checkpoints)
+        if found is None or state.rollbacks >= MAX_ROLLBACKS:
+            raise UserError(
+                f"{self.stage.name}: loss or gradient was not finite for {MAX_BAD_STEPS} steps in a row at step "
+                f"{state.step}; lower optim.matrix_lr and optim.embed_lr, use device.dtype=float32, or check the data"
+            )
+        rollbacks, elapsed, lr_scale = state.rollbacks + 1, state.elapsed_s, state.lr_scale / 2
+        self.load(found)
+        self.state.rollbacks, self.state.elapsed_s, self.state.lr_scale = rollbacks, elapsed, lr_scale
+        self.prefetch.forget()
+        self.forget_later_lines()
+        self.display.note(f"went back to step {self.state.step}; learning rates are halved from here")
+
+    # ---- evaluation, log, checkpoints --------------------------------------------------------------------------
+
+    def evaluate(self) -> None:
+        """Validate and write samples; results go to metrics.jsonl and samples.jsonl."""
+        began, state = time.perf_counter(), self.state
+        self.model.eval()
+        with torch.inference_mode(), self.plan.autocast():
+            state.evaluation = self.stage.evaluate(self.model)
+            texts = self.stage.samples(self.model, state.step) if self.ranks.rank == 0 else []
+        self.model.train()
+        value = state.evaluation.get("bits_per_byte", math.inf)
+        if value < state.best_value:
+            state.best_value, state.best_step = value, state.step
+        if self.ranks.rank == 0:
+            self.write({"step": state.step, "tokens": state.tokens, "evaluation": state.evaluation})
+            for text in texts:
+                append_jsonl(self.folder.samples_path, {"step": state.step, **text})
+            self.display.evaluation(state.step, state.evaluation, texts)
+        self.pause("evaluation", began)
+
+    def log(self, record: dict[str, Any]) -> None:
+        """One line of metrics a step, from rank 0."""
+        if self.ranks.rank != 0:
+            return
+        self.write(record)
+        limit = self.settings.limit_flops_per_s
+        used = record["tokens_per_s"] * self.settings.flops_per_token
+        fraction = used / limit / self.ranks.world if limit else None
+        self.display.step(record, self.target, fraction)
+
+    def write(self, record: dict[str, Any]) -> None:
+        append_jsonl(self.folder.metrics_path, record)
+        if self.tensorboard is not None:
+            values = {**record, **record.get("evaluation", {})}
+            for key, value in values.items():
+                if isinstance(value, int | float) and key != "step":
+                    self.tensorboard.add_scalar(f"{self.stage.name}/{key}", value, record["step"])
+
+    def checkpoint_due(self) -> bool:
+        """By seconds or by steps, decided on rank 0."""
+        settings, state = self.cfg.checkpoint, self.state
+        by_step = settings.every_steps > 0 and state.step % settings.every_steps == 0
+        by_time = settings.every_s > 0 and state.elapsed_s - self.last_save_s >= settings.every_s
+        return self.ranks.broadcast(by_step or by_time)
+
+    def save(self) -> None:
+        """Write a complete checkpoint; atomic, the same for any number of processes."""
+        began, state = time.perf_counter(), self.state
+        state.target = self.target.state_dict()
+        state.scaler = self.scaler.state_dict() if self.scaler else {}
+        path = self.folder.checkpoints / f"{state.step:06d}"
+        tensors = self.optimizer.state_tensors()
+        if self.ranks.rank == 0 and not path.exists():
+            save_checkpoint(path, self.model, self.tokenizer, tensors=tensors, state={"loop": asdict(state)})
+            best = f"{state.best_step:06d}" if state.best_step >= 0 else None
+            prune_checkpoints(self.folder.checkpoints, self.cfg.checkpoint.keep_last, best)
+        self.ranks.barrier()
+        self.last_save_s = state.elapsed_s
+        self.pause("save", began)
+
+    def pause(self, kind: str, began: float) -> None:
+        """Tell the target how long a validation or a save took, the same on every rank."""
+        self.target.pause(kind, self.ranks.broadcast(time.perf_counter() - began))
+        self.state.elapsed_s = self.ranks.broadcast(time.perf_counter() - self.started_at)
+
+    def resume(self) -> None:
+        """Continue from the newest valid checkpoint, if there is one."""
+        found, skipped = latest_checkpoint(self.folder.checkpoints)
+        for message in skipped:
+            self.display.note(f"skipped a checkpoint: {message}")
+        if found is not None:
+            self.load(found)
+            self.display.note(f"{self.stage.name}: going on from step {self.state.step}")
+        self.forget_later_lines()
+        self.started_at = time.perf_counter() - self.state.elapsed_s
+        self.last_save_s = self.state.elapsed_s
+
+    def forget_later_lines(self) -> None:
+        """Drop the lines of steps after the current one: they are run, and written, again."""
+        if self.ranks.rank == 0:
+            for path in (self.folder.metrics_path, self.folder.samples_path):
+                keep_jsonl(path, lambda record: record.get("step", 0) <= self.state.step)
+
+    def load(self, path: Any) -> None:
+        tensors, state = load_checkpoint(path, self.model)
+        self.optimizer.load_state_tensors(tensors)
+        self.state = LoopState(**state["loop"])
+        self.target.load_state_dict(self.state.target)
+        if self.scaler and self.state.scaler:
+            self.scaler.load_state_dict(self.state.scaler)
+
+    def result(self) -> FitResult:
+        state = self.state
+        self.prefetch.close()
+        training_s = max(1e-9, state.elapsed_s - state.first_step_s)
+        return FitResult(
+            steps=state.step,
+            tokens=state.tokens,
+            seconds=state.elapsed_s,
+            seconds_setup=state.first_step_s,
+            tokens_per_s=state.tokens / training_s,
+            final_loss=state.last_loss,
+            skipped_steps=state.skipped_steps,
+            peak_memory_bytes=peak_memory_bytes(self.plan.torch_device),
+            evaluation=state.evaluation,
+        )
+
+
+class Prefetch:
+    """Builds the next step's batches in a thread while the current step computes."""
+
+    def __init__(self, stage: Stage) -> None:
+        self.stage = stage
+        self.pool = ThreadPoolExecutor(1, thread_name_prefix="batches")
+        self.pending: dict[tuple[int, int], Future[list[Any]]] = {}
+
+    def start(self, step: int, row_length: int) -> None:
+        self.pending[step, row_length] = self.pool.submit(self.stage.next_batches, step, row_length)
+
+    def take(self, step: int, row_length: int) -> list[Any]:
+        future = self.pending.pop((step, row_length), None)
+        self.pending.clear()
+        return future.result() if future else self.stage.next_batches(step, row_length)
+
+    def forget(self) -> None:
+        self.pending.clear()
+
+    def close(self) -> None:
+        self.pool.shutdown(wait=True)
+
+
+def open_tensorboard(folder: StageFolder) -> Any:
+    """A TensorBoard writer in the stage's folder; needs the `tensorboard` extra."""
+    try:
+        from torch.utils.tensorboard.writer import SummaryWriter
+    except ImportError as missing:
+        raise UserError(
+            "log.tensorboard=true needs the tensorboard package: pip install 'onesitting[tensorboard]'"
+        ) from missing
+    return SummaryWriter(str(folder.path / "tensorboard"))
