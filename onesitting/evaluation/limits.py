@@ -12,6 +12,21 @@ SURE, MOSTLY, HALF = 0.95, 0.80, 0.50  # accuracies that part reliable, mostly r
 TOKENS_PER_PARAMETER = 20  # of a compute-optimal model: Hoffmann et al. 2022, arXiv:2203.15556
 WORDS_PER_TOKEN = 0.7  # English prose with a vocabulary of a few thousand entries
 
+PLAIN_NAMES = {
+    "stories": "Stories without a fault",
+    "stories_grammatical": "Grammatical stories",
+    "stories_consistent": "Stories free of contradictions",
+    "reading": "Questions about a passage",
+    "facts": "Facts of the world",
+    "arithmetic": "Arithmetic",
+    "instructions": "Following instructions",
+    "tools": "Right tool calls",
+    "tools_valid": "Valid tool calls",
+    "memory": "Remembering earlier turns",
+    "stops": "Stopping by itself",
+}
+"""Tasks of the world's suite, and the parts of their scores."""
+
 
 def describe_limits(cfg: RunConfig, stages: Sequence["StageReport"]) -> list[str]:
     """Sentences for the report card: size, knowledge, memory, then each ability from the weakest."""
@@ -108,6 +123,8 @@ def _one_in(accuracy: float) -> str:
 
 
 def plain_name(task: str) -> str:
-    """`tool_calls` -> `Tool calls`."""
+    """What a task measures, in words; `tool_use` -> `Tool use` for one without a name here."""
+    if task in PLAIN_NAMES:
+        return PLAIN_NAMES[task]
     words = task.replace("_", " ").strip()
     return words[:1].upper() + words[1:]

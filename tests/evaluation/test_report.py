@@ -87,16 +87,19 @@ def test_a_finished_run_reports_what_its_folder_says(run: RunFolder) -> None:
 
 def test_scores_before_and_after_fine_tuning_stand_side_by_side(run: RunFolder) -> None:
     text = write_report(run).read_text()
-    assert "| Reading | 100 | 25 % | 27 % (19–36) | 84 % (76–90) |" in text
+    assert "| Questions about a passage | 100 | 25 % | 27 % (19–36) | 84 % (76–90) |" in text
     assert "| Tool calls | 100 | 25 % | — | 40 % (30–50) |" in text
 
 
 def test_the_limits_follow_from_the_measured_scores(run: RunFolder) -> None:
     limits = read_report(run).limits
     assert any(line.startswith("Tool calls: weak") for line in limits)
-    assert any(line.startswith("Reading: mostly right, still wrong about one time in 6") for line in limits)
+    assert any(
+        line.startswith("Questions about a passage: mostly right, still wrong about one time in 6")
+        for line in limits
+    )
     assert limits.index(next(x for x in limits if x.startswith("Tool"))) < limits.index(
-        next(x for x in limits if x.startswith("Reading"))
+        next(x for x in limits if x.startswith("Questions"))
     )
     assert any("invented world" in line for line in limits)
 
@@ -113,8 +116,8 @@ def test_the_limits_follow_from_the_measured_scores(run: RunFolder) -> None:
     ],
 )
 def test_each_score_has_its_plain_sentence(run: RunFolder, score: dict[str, Any], says: str) -> None:
-    (run.stage("sft").path / "evaluation.json").write_text(json.dumps({"memory": score}))
-    assert any(line.startswith("Memory: ") and says in line for line in read_report(run).limits)
+    (run.stage("sft").path / "evaluation.json").write_text(json.dumps({"tea_making": score}))
+    assert any(line.startswith("Tea making: ") and says in line for line in read_report(run).limits)
 
 
 def test_the_budget_is_compared_with_all_phases_together(run: RunFolder) -> None:
