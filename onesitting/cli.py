@@ -13,7 +13,7 @@ from onesitting import __version__
 from onesitting.errors import UserError
 
 if TYPE_CHECKING:
-    from onesitting.cli_settings import Parser, Request
+    from onesitting.cli_settings import Parser
 
 TRAINING_COMMANDS: dict[str, tuple[str, ...]] = {
     "run": (),
@@ -26,17 +26,13 @@ TRAINING_COMMANDS: dict[str, tuple[str, ...]] = {
 """Command -> the phases of the pipeline it runs; () is all of them."""
 
 
-def _request(command: str, argv: list[str]) -> "Request":
-    from onesitting.cli_settings import parse_request, settings_parser
-
-    return parse_request(settings_parser(command, COMMANDS[command].summary), argv)
-
-
 def _plan(argv: list[str]) -> None:
     from onesitting.cli_settings import parse_request, settings_parser
 
     parser = settings_parser("plan", COMMANDS["plan"].summary)
-    parser.add_argument("--measure", action="store_true", help="time a few real steps instead of predicting")
+    parser.add_argument(
+        "--measure", action="store_true", help="time a few real training steps for the estimate"
+    )
     request = parse_request(parser, argv)
     from onesitting.plan import print_plan
 
@@ -44,7 +40,9 @@ def _plan(argv: list[str]) -> None:
 
 
 def _train(command: str, argv: list[str]) -> None:
-    request = _request(command, argv)
+    from onesitting.cli_settings import parse_request, settings_parser
+
+    request = parse_request(settings_parser(command, COMMANDS[command].summary), argv)
     from onesitting.pipeline import run_pipeline
 
     run_pipeline(request.cfg, request.recipe, TRAINING_COMMANDS[command])
