@@ -134,14 +134,18 @@ def _decoded(path: Path, line: int, block: bytes, problems: Problems) -> str:
         problems.count()
         try:
             kept.append(part.decode())
-        except UnicodeDecodeError as error:
-            _report_encoding(f"{path}:{number}", error, problems)
+        except UnicodeDecodeError:
+            _report_encoding(f"{path}:{number}", part, problems)
     return "".join(kept)
 
 
-def _report_encoding(where: str, error: UnicodeDecodeError, problems: Problems) -> None:
-    byte = error.object[error.start]
-    problems.report_bad(where, "not UTF-8", f"byte 0x{byte:02x} at column {error.start + 1}")
+def _report_encoding(where: str, line: bytes, problems: Problems) -> None:
+    """Report a line that is not UTF-8, with its first wrong byte."""
+    try:
+        line.decode()
+    except UnicodeDecodeError as error:
+        detail = f"byte 0x{line[error.start]:02x} at column {error.start + 1}"
+        problems.report_bad(where, "not UTF-8", detail)
 
 
 def _lines(path: Path) -> Iterator[tuple[int, bytes]]:
@@ -168,8 +172,8 @@ def _jsonl(path: Path, problems: Problems) -> Iterator[tuple[int, Any]]:
         problems.count()
         try:
             record = decode(line)
-        except UnicodeDecodeError as error:
-            _report_encoding(f"{path}:{number}", error, problems)
+        except UnicodeDecodeError:
+            _report_encoding(f"{path}:{number}", line, problems)
         except msgspec.DecodeError as error:
             problems.report_bad(f"{path}:{number}", "not JSON", str(error))
         else:
@@ -211,9 +215,9 @@ def _csv(path: Path, problems: Problems, delimiter: str) -> Iterator[tuple[int, 
         for number, line in _lines(path):
             try:
                 yield line.decode() + "\n"
-            except UnicodeDecodeError as error:
+            except UnicodeDecodeError:
                 problems.count()
-                _report_encoding(f"{path}:{number}", error, problems)
+                _report_encoding(f"{path}:{number}", line, problems)
 
     reader = csv.DictReader(decoded(), delimiter=delimiter)
     try:

@@ -31,12 +31,10 @@ class RecordError(ValueError):
 
 def guess_text_field(records: Sequence[Record]) -> str | None:
     """The field that holds the text: one with a usual name, else the one with the most text, or None."""
-    texts = [
-        name
-        for name in dict.fromkeys(name for record in records for name in record)
-        if all(isinstance(record.get(name, ""), str) for record in records)
-        and any(record.get(name) for record in records)
-    ]
+    # text in half of the records is enough: some of them may be bad ones
+    names = dict.fromkeys(name for record in records for name in record)
+    n_texts = {name: sum(isinstance(r.get(name), str) and bool(r[name]) for r in records) for name in names}
+    texts = [name for name, n in n_texts.items() if 2 * n >= len(records)]
     lowered = {name.lower(): name for name in reversed(texts)}
     for usual in TEXT_FIELDS:
         if usual in lowered:
@@ -44,7 +42,7 @@ def guess_text_field(records: Sequence[Record]) -> str | None:
     # a conversation's question or answer alone is no document
     if any(guess_chat_form(record) for record in records):
         return None
-    return max(texts, key=lambda name: sum(len(record.get(name, "")) for record in records), default=None)
+    return max(texts, key=lambda name: sum(len(str(r.get(name, ""))) for r in records), default=None)
 
 
 def guess_chat_form(record: Record) -> str | None:
