@@ -23,7 +23,7 @@ Segment = str | tuple[str, ...]
 
 @dataclass(frozen=True, slots=True)
 class Template:
-    """A compiled template: its segments, and whether it mentions the subject and the other person."""
+    """A compiled template: its segments, and whether its last sentence mentions the subject and the other person."""
 
     segments: tuple[Segment, ...]
     subject: bool
@@ -41,8 +41,11 @@ def compile_template(line: str) -> Template:
             segments.append(tuple(piece.split("|")))
         elif piece:
             segments.append(piece)
-    subject = bool(re.search(r"\{(S|s|Sn|S's|s's)\}", line))
-    return Template(tuple(segments), subject, "{O" in line)
+    # The next sentence may say `she` only for a person in the last sentence of this one, speech aside.
+    told = [part for part in re.split(r"[.!?]+(?:\s|$)", re.sub(r'"[^"]*"', " ", line)) if re.search(r"\w", part)]
+    last = told[-1] if told else ""
+    subject = bool(re.search(r"\{(S|s|Sn|S's|s's|he|him|his|He|His)\}", last))
+    return Template(tuple(segments), subject, "{O" in last)
 
 
 def book(text: str) -> dict[str, Templates]:
@@ -192,6 +195,7 @@ class Tale:
             f"{word} {noun}",
             lx.with_article(f"{word} {noun}"),
         )
+        self.d["an_art"] = lx.with_article(noun)
         self.noun = noun
         self.holder[noun] = owner
         if owner:

@@ -32,7 +32,7 @@ BOYS: tuple[str, ...] = (
     _words("""Tom Ben Sam Max Leo Jack Finn Noah Adam Luke Oscar Theo Hugo Paul Mark Peter Simon Felix Oliver Henry Jacob
     Daniel Omar Ravi Kenji Otto Emil Anton Bruno Carl David Eric Frank George Harry Ian Jonas Kevin Liam Martin
     Nico Owen Philip Robin Steven Tim Victor Walter Yusuf Zack Alan Billy Colin Derek Edgar Fred Gus Harold Isaac
-    Jim Karl Lars Milo Ned Oswald Pablo Rory Stan Toby Umar Vince Will Arthur Basil Caleb Dylan Elias Floyd Gavin
+    Jim Karl Lars Milo Ned Oswald Pablo Rory Stan Toby Umar Vince Wim Arthur Basil Caleb Dylan Elias Floyd Gavin
     Howard Ivan Joel Kurt Louis Miguel Nathan Orson Percy Ralph Seth Thomas Uri Vernon Wesley Aaron Boris Cyrus Dean
     Ezra Gilbert Hans Igor Jamal Kofi Lionel Marcus Nils Olaf Pedro Rashid Samir Tariq Urban Vito Warren Andy Bobby""")
 )
@@ -336,11 +336,11 @@ harbour|at|fishing boats,nets and ropes,noisy gulls|unload fish|y
 meadow|in|wild flowers,long grass,busy bees|look for butterflies|y
 lake|by|calm water,a little boat,a wooden dock,water birds|row boats|y
 town square|in|a stone fountain,a few pigeons,wide steps|meet friends|y
-inn|at|a warm fire,long tables,the smell of soup|eat and rest|n
+inn|at|a warm fire,long tables,a big pot of soup|eat and rest|n
 barn|in|dry hay,an old cart,a wooden ladder|store hay|n
 workshop|in|sharp tools,boards and nails,a strong table|repair things|n
 orchard|in|rows of apple trees,full baskets,sweet fruit|pick apples|y
-cave|in|cool air,dark walls,drops of water|hide from the rain|n
+cave|in|a narrow entrance,dark walls,drops of water|hide from the rain|n
 castle|at|thick walls,a high tower,a heavy door|learn about old kings|n
 playground|at|two swings,a tall slide,a box of sand|play after school|y
 post office|at|bags of letters,a long line,small stamps|send letters|n

@@ -206,8 +206,11 @@ _SEASON_OF = {month: season for season, months in lx.SEASONS.items() for month i
 _WOMEN = ("grandmother", "mother", "aunt")
 
 
-def begin(t: Tale, *, sky: tuple[str, ...] = (), months: tuple[str, ...] = lx.MONTHS) -> None:
-    """The opening: who the tale is about. Sets the words that later sentences use."""
+def begin(t: Tale, *, sky: tuple[str, ...] = (), months: tuple[str, ...] = lx.MONTHS, named: bool = False) -> None:
+    """The opening: who the tale is about. Sets the words that later sentences use.
+
+    sky, months: what the plot allows; named: the hero must be named here, not in the next sentence.
+    """
     d = t.d
     d["trait"] = t.pick(TRAITS)
     d["trait2"] = t.pick(TRAITS)
@@ -235,7 +238,7 @@ def begin(t: Tale, *, sky: tuple[str, ...] = (), months: tuple[str, ...] = lx.MO
     d["meal"] = "breakfast" if t.time == 0 else "lunch"
     d["day_told"] = ""
     d["evening"] = "evening" if t.r() < 0.5 else "night"
-    if t.r() < 0.86:
+    if named or t.r() < 0.86:
         t.say(O["intro"])
         t.maybe(0.3, O["who"])
     else:

@@ -52,11 +52,11 @@ class Shape:
 
 
 SHAPES: tuple[Shape, ...] = (
-    Shape("lost", things.lost_and_found, ("The Lost {Noun}", "Where Is the {Noun}?", "{A} Looks for a {Noun}"), "object"),
+    Shape("lost", things.lost_and_found, ("The Lost {Noun}", "Where Is the {Noun}?", "{A} Looks for Something"), "object"),
     Shape("gift", things.gift, ("A Present for {B}", "The {Noun}", "{A} and the {Noun}"), "object", (), "shop"),
     Shape("broken", things.broken, ("The Broken {Noun}", "{A} Tells the Truth", "Many Pieces"), "", (), "none"),
     Shape("borrowed", things.borrowed, ("A Promise", "The {Noun} Comes Back", "{A} Waits"), "object"),
-    Shape("finder", things.finder, ("Whose {Noun} Is It?", "{A} Finds a {Noun}", "The Honest Finder"), "object"),
+    Shape("finder", things.finder, ("Whose {Noun} Is It?", "{A} Finds Something", "The Honest Finder"), "object"),
     Shape("thief", things.animal_thief, ("The Little Thief", "The {Noun} Thief", "Stop, Thief!"), "object animal", things._THIEVES, "out"),
     Shape("market", things.market_day, ("A Day at the Market", "{A} Goes Shopping", "Two Things to Buy"), "", (), "market"),
     Shape("helping", people.helping, ("A Helping Hand", "{A} Helps", "Old {B}"), "", (), "out"),

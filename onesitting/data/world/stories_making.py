@@ -59,7 +59,7 @@ _DISHES: tuple[tuple[str, str, str, str], ...] = (
 def cooking(t: Tale) -> None:
     """A dish, something missing, a neighbour, a meal."""
     a, b = t.a, t.b
-    begin(t)
+    begin(t, named=True)
     d = t.d
     dish = _DISHES[t.number(0, len(_DISHES) - 1)]
     d["dish"] = dish[0]
@@ -214,14 +214,14 @@ F = book("""
 "Let us [try it|find out]," said {Sn}. They collected {n} things and put them in a row.
 "You can only know if you try," said {Sn}. So they collected {n} things.
 #guess
-First they guessed. {Sn} said that the {f1} would sink.
-"I think that the {s1} will float," said {Sn}.
+First they guessed. {Sn} said that {af} would sink.
+"I think that {as} will float," said {Sn}.
 #float
-They put the {f1} into the water. It floated[ like a small boat|], because it was [made of {m1}|light].
-{S} laid the {f1} on the water. It floated.
+First they put {af} into the water. It floated[ like a small boat|], because it was [made of {m1}|light].
+{S} laid {af} on the water. It floated.
 #sink
-Then came the {s1}. It sank [at once|to the bottom|like a stone], because it was [made of {m2}|heavy].
-Then {s} put the {s1} into the water. It sank [at once|to the bottom].
+Then came {as}. It sank [at once|to the bottom|like a stone], because it was [made of {m2}|heavy].
+Then {s} put {as} into the water. It sank [at once|to the bottom].
 #wet
 {S} leaned [forward|over the water] too far, and splash! Now {he} was wet too. "{Sn} floats!" laughed {O}.
 {S} got {his} sleeves wet up to the elbow.
@@ -258,6 +258,7 @@ def floating(t: Tale) -> None:
         _SINKERS[t.number(0, len(_SINKERS) - 1)],
     )
     d["m1"], d["m2"], d["n"] = m1, m2, lx.number_word(t.number(4, 12))
+    d["af"], d["as"] = lx.with_article(d["f1"]), lx.with_article(d["s1"])
     t.noun = f"{d['f1']} {d['s1']}"
     go_first(t)
     meet(t)

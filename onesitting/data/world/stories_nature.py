@@ -100,8 +100,8 @@ def rescue(t: Tale) -> None:
 
 P = book("""
 #has
-{S} had a {acol} {animal} [named|called] {pet}.
-{S's} best friend was {pet}, a {acol} {animal}.
+{S} had {an_acol} {animal} [named|called] {pet}.
+{S's} best friend was {pet}, {an_acol} {animal}.
 {S} owned a [small|young|clever] {acol} {animal}. Its name was {pet}.
 #gone
 One {weekday} {time}, {pet} was not in its {home}. The door [stood|was] open.
@@ -119,7 +119,7 @@ One {sky} {time}, {s} wanted to feed {pet}, but the {home} was empty.
 "My {animal} is gone," said {Sn}. "Please help me to look for it."
 "My {animal} is gone," said {Sn}. "Can you help me to look for it?"
 #clue
-"I saw a {acol} {animal} {at}," said {Sn}.
+"I saw {an_acol} {animal} {at}," said {Sn}.
 "[Look|See]," said {Sn}, "there are tracks on the ground. They go to {place}."
 "Where does {pet} like to go?" asked {Sn}. "To {place}," said {O}.
 #hear

@@ -96,7 +96,7 @@ They shouted so loudly that [a bird flew away|two cats ran off|people turned aro
 #alone
 But alone it was [no fun|not much fun|very quiet].
 {S} looked at the {noun}. It was no fun without {O}.
-[After some time|After ten minutes], {s} felt [sorry|bad|lonely]. What was a {noun} without a friend?
+[After some time|After ten minutes], {s} felt [sorry|bad|lonely]. What was {an_art} without a friend?
 #sorry
 {S} went over to {O}. "I am sorry," {he} said. "I was [unfair|wrong|too loud]."
 "Let us not fight," {s} said [softly|in a small voice]. "I am sorry."
@@ -510,7 +510,7 @@ _PLANS: dict[str, tuple[str, ...]] = {
 def journey(t: Tale) -> None:
     """Two friends walk to another town and find a way round an obstacle."""
     a = t.a
-    begin(t)
+    begin(t, named=True)
     noun = t.thing(SMALL, a)
     d = t.d
     d["town2"] = t.pick(lx.TOWNS)

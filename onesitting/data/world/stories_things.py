@@ -143,7 +143,7 @@ For weeks, {s} had saved {his} money. Now {he} had {coins} coins.
 {S} thought about it all morning. What would make {O} [happy|smile]?
 #see
 {At}, {s} saw {an_obj} [on a table|in a shop window|on a stall|between many other things].
-{At}, an old [man|woman] was selling all kinds of things. {S} liked {an_obj} [best|most of all].
+{At}, an old [man|woman] was selling all kinds of things. {Sn} liked {an_obj} [best|most of all].
 {At}, {s} looked at many things. Then {he} saw {an_obj}.
 #ask
 "How much is the {noun}?" {s} asked. "It costs {price} coins," said the [seller|shopkeeper].
@@ -191,10 +191,9 @@ def set_money(t: Tale, price: int, extra: int) -> None:
 def gift(t: Tale) -> None:
     """The hero buys a present for a friend: prices and what is left."""
     a, b = t.a, t.b
-    begin(t)
+    begin(t, named=True)
     t.scene(_SHOPS_PLACES)
     noun = t.thing(SMALL, None)
-    t.d["an_art"] = lx.with_article(noun)
     price, extra = t.number(2, 12), t.number(1, 6)
     set_money(t, price, extra)
     t.say(G["birthday"])
@@ -267,14 +266,13 @@ Then the {noun} was mended. It looked [almost as good as new|a little funny, but
 def broken(t: Tale) -> None:
     """The hero breaks something, tells the truth, and it is mended."""
     a, b = t.a, t.b
-    begin(t)
+    begin(t, named=True)
     noun = t.thing(FRAGILE, None)
     t.d["n"] = lx.number_word(t.number(3, 9))
     t.say(K["belongs"])
     t.log.append(("belongs", noun, f"{a.name}'s {t.d['kin2']}"))
     t.para()
-    if not t.d["day_told"]:
-        t.parts.append(f"One {t.d['weekday']}, something happened.")
+    t.parts.append(f"One {t.d['weekday']}, something happened.")
     t.say(K["break"])
     t.broken.add(noun)
     t.log.append(("broke", a.name, noun))
@@ -424,12 +422,12 @@ def finder(t: Tale) -> None:
 
 T = book("""
 #steal
-[Suddenly|Just then], a {acol} {animal} ran up, took the {noun} and ran away with it.
-[Suddenly|All at once], a {acol} {animal} came [out of nowhere|from behind a wall], grabbed the {noun} and was gone.
+[Suddenly|Just then], {an_acol} {animal} ran up, took the {noun} and ran away with it.
+[Suddenly|All at once], {an_acol} {animal} came [out of nowhere|from behind a wall], grabbed the {noun} and was gone.
 But {s} did not see the {acol} {animal} behind {him}. It took the {noun} and ran.
 #shout
 "Stop!" {s} shouted. "That is my {noun}!"
-"Come back!" cried {Sn}. "You cannot eat a {noun}!"
+"Come back!" cried {Sn}. "You cannot eat {an_art}!"
 {S} ran after the {animal}, but it was too fast.
 #up
 The {animal} stopped {spot} and [looked back|would not come out|did not move].
@@ -473,7 +471,7 @@ def set_animal(t: Tale, kinds: tuple[str, ...]) -> lx.AnimalKind:
     d = t.d
     d["animal"], d["animals"], d["Animals"] = name, kind.plural, kind.plural.capitalize()
     d["acol"], d["food"] = t.pick(kind.colours), t.pick(kind.foods)
-    d["baby"] = kind.baby
+    d["an_acol"] = lx.with_article(d["acol"])
     d["sound_past"] = SOUND_PAST.get(kind.sound, "looked around")
     return kind
 
@@ -487,7 +485,7 @@ def animal_thief(t: Tale) -> None:
     set_animal(t, _THIEVES)
     d = t.d
     while d["acol"] == d["obj"].split()[0]:
-        d["acol"] = "big"
+        d["acol"], d["an_acol"] = "big", "a big"
     t.say(O["own"])
     go_first(t)
     meet(t)

@@ -1,0 +1,47 @@
+"""Word lists that `story_rules` reads stories with."""
+
+from __future__ import annotations
+
+from onesitting.data.world import lexicon as lx
+from onesitting.data.world.stories_things import SOUND_PAST
+
+NAMES: dict[str, bool] = dict.fromkeys(lx.GIRLS, True) | dict.fromkeys(lx.BOYS, False)
+"""First name -> is a girl's."""
+FEMALE = frozenset("grandmother mother aunt sister woman girl lady".split())
+MALE = frozenset("grandfather father uncle brother man boy king captain postman baker teacher seller shopkeeper".split())
+INTRODUCERS = frozenset(
+    """named called name friend friends neighbour cousin classmate brother sister old girl boy grandmother grandfather
+    mother father aunt uncle""".split()
+)
+"""Words before a name that say who somebody is."""
+
+GIVE = frozenset("gave handed lent sold brought".split())
+GET = frozenset("took found picked got bought grabbed received".split())
+LOSE = frozenset("lost dropped".split())
+BREAK = frozenset(("broke",))
+GENERIC_THINGS = frozenset(
+    """box bag basket bell spoon blanket book button key rope ladder bucket brush pencil chair saw clock hammer map ring
+    candle boot hat coat top balloon shell bowl jar cup pot ball bicycle umbrella notebook drum whistle plate spade
+    glove lamp compass kite flute""".split()
+)
+"""Things that also occur by the way (`opened the box`), so that no story is about them for sure."""
+GENERIC_ANIMALS = frozenset(("dog", "bird", "mouse", "bear", "snail", "horse"))
+
+SOUND_OF: dict[str, set[str]] = {}
+for _kind in lx.ANIMALS.values():
+    _past = SOUND_PAST.get(_kind.sound)
+    if _past and " " not in _past and _past not in ("sang", "talked"):
+        SOUND_OF.setdefault(_past, set()).add(_kind.name)
+FOODS_OF: dict[str, set[str]] = {}
+"""Food -> animals that eat it."""
+for _kind in lx.ANIMALS.values():
+    for _food in _kind.foods:
+        FOODS_OF.setdefault(_food, set()).add(_kind.name)
+
+TIMES = {"morning": 0, "noon": 1, "afternoon": 2, "evening": 3, "night": 4}
+CLOSING = frozenset(
+    """smile smiled happy best home friends good laughed laughing never always joy asleep remember remembered better
+    wonderful lucky fine learned proud knew slept giggled afraid dream dreamed supper dinner still careful kind
+    ever smiling glad together""".split()
+)
+"""A story ends with one of these words in its last two sentences."""
