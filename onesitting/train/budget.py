@@ -36,7 +36,7 @@ OUTLIER = 3.0
 _UNIT_S = {"d": 86_400, "h": 3600, "m": 60, "s": 1}
 _NUMBER = r"\d+(?:\.\d+)?"
 _TIME = re.compile(rf"(?:({_NUMBER})d)?(?:({_NUMBER})h)?(?:({_NUMBER})m)?(?:({_NUMBER})s)?")
-_TOKENS = re.compile(rf"tokens=({_NUMBER})([kmgb]?)")
+_TOKENS = re.compile(rf"tokens=({_NUMBER})([kmgbKMGB]?)")
 _MULTIPLE = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "b": 10**9}
 
 
@@ -53,16 +53,20 @@ def parse_budget(text: str) -> Budget:
 
     Raises UserError for anything else.
     """
-    compact = "".join(text.split()).replace("_", "").lower()
+    compact = "".join(text.split()).replace("_", "")
     if match := _TOKENS.fullmatch(compact):
-        tokens = round(float(match[1]) * _MULTIPLE[match[2]])
+        tokens = round(float(match[1]) * _MULTIPLE[match[2].lower()])
         if tokens < 1:
             raise UserError(f"budget = {text!r}: the number of tokens must be at least 1")
         return Budget(tokens=tokens)
     match = _TIME.fullmatch(compact)
     if not compact or match is None:
-        hint = f"; did you mean '{compact}s' or '{compact}m'?" if re.fullmatch(_NUMBER, compact) else ""
-        raise UserError(f"budget = {text!r}: write a time such as 90s, 5m, 2h or 1h30m, or tokens=20M{hint}")
+        hint = ""
+        if re.fullmatch(_NUMBER, compact):
+            hint = f"; did you mean '{compact}s' or '{compact}m'?"
+        elif re.fullmatch(_NUMBER + "[kMGBgb]", compact):  # 20m is a time, 20M are tokens
+            hint = f"; did you mean 'tokens={compact}'?"
+        raise UserError(f"budget = {text!r}: write a time such as 90s, 5m or 1h30m, or tokens=20M{hint}")
     amounts = zip(match.groups(), _UNIT_S.values(), strict=True)
     seconds = sum(float(amount) * unit for amount, unit in amounts if amount)
     if seconds <= 0:
@@ -354,7 +358,7 @@ class StepTarget:
         state = self.state
         left_s = self.seconds - state.elapsed_s
         low, high = state.step + 1, state.step + 2
-        while self._seconds_for(high, state.step) <= left_s and high < self.max_steps:
+        while low < self.max_steps and self._seconds_for(high, state.step) <= left_s:
             low, high = high, state.step + 2 * (high - state.step)
         while high - low > 1:
             middle = (low + high) // 2
