@@ -188,8 +188,9 @@ def _step_batches(
     from onesitting.data.tokens import ChatFolder, TokenFolder
     from onesitting.stages.pretrain import PretrainStage
     from onesitting.stages.sft import SFTStage
-    from onesitting.train.device import detect, plan_device
+    from onesitting.train.device import plan_device
     from onesitting.train.distributed import Ranks
+    from onesitting.train.hardware import detect
 
     ranks = Ranks()
     plan = plan_device(cfg.device, detect(), ranks)

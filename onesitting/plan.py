@@ -28,7 +28,8 @@ from onesitting.pipeline import SUITE_GUESS
 from onesitting.plan_text import show_plan
 from onesitting.runlog import RunFolder
 from onesitting.train.budget import parse_budget
-from onesitting.train.device import DevicePlan, activation_bytes_per_token, detect, plan_device
+from onesitting.train.device import DevicePlan, activation_bytes_per_token, plan_device
+from onesitting.train.hardware import detect
 from onesitting.train.limit import measure_matrix_limit
 from onesitting.train.optim import build_optimizer
 
@@ -46,7 +47,7 @@ COMPRESSION = {".gz": 3.0, ".zst": 3.0, ".parquet": 2.0}  # text bytes in a byte
 BYTES_PER_PARAMETER = 16  # weights, gradients and two moments in float32
 BASE_BYTES = 0.5e9  # Python, torch and the pages of the token files that are in use
 MAX_PASSES = 4  # more passes over the same text add little: Muennighoff et al. 2023, arXiv:2305.16264
-MEASURE_S = 6.0  # seconds of timed steps with --measure, after the first
+MEASURE_S = 4.0  # seconds of timed steps with --measure, after the first
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -284,13 +285,18 @@ def measure_speed(cfg: RunConfig, model_cfg: ModelConfig, device: DevicePlan) ->
         _ = float(next(model.parameters()).detach().sum())
         return time.perf_counter() - began
 
-    first = micro_step() + update()
-    n = max(1, min(10, int(MEASURE_S / first)))
-    micro_s = min(micro_step() for _ in range(n))
-    update_s = min(update() for _ in range(min(n, 3)))
+    micro_step()  # buffers and libraries are made on the first pass
+    update()
+    end, times = time.perf_counter() + MEASURE_S, [(micro_step(), update())]
+    while time.perf_counter() < end and len(times) < 10:
+        times.append((micro_step(), update()))
+    micro_s, update_s = (min(values) for values in zip(*times, strict=True))
     step_s = cfg.pretrain.step_tokens / (rows * length) * micro_s + update_s
     compiled = ", not compiled (the run compiles and may be faster)" if device.compile else ""
-    return cfg.pretrain.step_tokens / step_s, f"measured: {n + 1} steps of this model just now{compiled}"
+    return (
+        cfg.pretrain.step_tokens / step_s,
+        f"measured: the best of {len(times)} steps of this model just now{compiled}",
+    )
 
 
 def _memory_bytes(n_parameters: int, model: ModelConfig, device: DevicePlan) -> float:

@@ -5,14 +5,13 @@ from datetime import datetime, timedelta
 from typing import TYPE_CHECKING
 
 from rich.console import Console
-from rich.table import Table
 from rich.text import Text
 
 from onesitting.evaluation.curves import short_number
 from onesitting.evaluation.report_text import duration, percent
 
 if TYPE_CHECKING:
-    from onesitting.plan import Plan
+    from onesitting.plan import Plan, StagePlan
 
 
 def show_plan(plan: "Plan", recipe: str, console: Console | None = None, now: datetime | None = None) -> None:
@@ -22,21 +21,17 @@ def show_plan(plan: "Plan", recipe: str, console: Console | None = None, now: da
     console.print(Text(f"plan for {plan.name}", style="bold"))
     _rows(console, _facts(plan))
     console.print()
-    table = Table(box=None, header_style="bold", padding=(0, 2))
-    for index, head in enumerate(("phase", "takes about", "ends", "")):
-        table.add_column(head, justify="left" if index in (0, 3) else "right")
+    width = max(len(phase) for phase, _ in plan.phases)
     end = now
     stages = {stage.name: stage for stage in plan.stages}
+    console.print(Text(f"{'phase':<{width}}   takes about   ends", style="bold"))
     for phase, seconds in plan.phases:
         end += timedelta(seconds=seconds)
-        detail = ""
-        if stage := stages.get(phase):
-            passes = "" if stage.passes is None else f", {stage.passes:.1f} passes over its text"
-            rows = f"{stage.step_tokens // stage.row_length} rows of {stage.row_length}"
-            detail = f"{short_number(stage.tokens)} tokens, {stage.steps:,} steps of {rows}{passes}"
-        table.add_row(phase, duration(seconds), _clock(end, now), detail)
-    table.add_row("all", duration(plan.seconds), _clock(end, now), _promise(plan), style="bold")
-    console.print(table)
+        detail = _detail(stages[phase]) if phase in stages else ""
+        line = f"{phase:<{width}}  {duration(seconds):>12}   {_clock(end, now)}   {detail}"
+        console.print(Text(line.rstrip()))
+    line = f"{'all':<{width}}  {duration(plan.seconds):>12}   {_clock(end, now)}   {_promise(plan)}"
+    console.print(Text(line, style="bold"))
     for warning in plan.warnings:
         console.print(Text(f"warning: {warning}", style="yellow"))
     console.print(
@@ -64,6 +59,13 @@ def _facts(plan: "Plan") -> list[tuple[str, str]]:
         ("disk", disk),
         ("bits per byte", plan.bits_per_byte),
     ]
+
+
+def _detail(stage: "StagePlan") -> str:
+    """Tokens, steps and passes of a stage."""
+    passes = "" if stage.passes is None else f" · {stage.passes:.1f} passes"
+    rows = f"{stage.step_tokens // stage.row_length} rows of {stage.row_length}"
+    return f"{short_number(stage.tokens)} tokens · {stage.steps:,} steps of {rows}{passes}"
 
 
 def _promise(plan: "Plan") -> str:

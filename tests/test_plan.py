@@ -20,7 +20,8 @@ from onesitting.config import (
 from onesitting.errors import UserError
 from onesitting.plan import Plan, find_warnings, make_plan
 from onesitting.plan_text import show_plan
-from onesitting.train.device import detect, plan_device
+from onesitting.train.device import plan_device
+from onesitting.train.hardware import detect
 
 MODEL = ModelConfig(n_layers=2, d_model=64, n_heads=2, n_kv_heads=1, head_dim=32, d_ff=128, context_length=64)
 

@@ -62,6 +62,8 @@ def print_card(report: "Report") -> None:
 
     console = Console(highlight=False, soft_wrap=True)
     console.print(f"\n[bold]{escape(report.name)}[/bold]  {_headline(report)}")
+    if not console.is_terminal:
+        console.width = 120  # a pipe has no width of its own, and 80 would break the table of scores
     stages = [row for row in _stage_table(report.stages) if row[0] in CARD_ROWS]
     for table in (stages, _suite_table(report.stages)):
         if len(table) > 1:
@@ -221,7 +223,7 @@ def duration(seconds: float) -> str:
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     if hours:
-        return f"{hours} h {minutes} min"
+        return f"{hours} h {minutes} min" if minutes else f"{hours} h"
     if minutes and rest:
         return f"{minutes} min {rest} s"
     return f"{minutes} min" if minutes else f"{rest} s"
