@@ -3,6 +3,7 @@
 import contextlib
 import hashlib
 import json
+import os
 from collections.abc import Generator, Mapping
 from pathlib import Path
 from typing import Any
@@ -86,6 +87,7 @@ def one_writer(path: Path) -> Generator[None]:
     """Wait until no other process holds the lock `path`, and hold it. Ends with the process, however it goes.
 
     Where the system has no such locks (Windows), nothing is locked: two writers then write the same bytes.
+    Raises UserError in a worker of the process that holds the lock, which may be waiting for it.
     """
     try:
         import fcntl
@@ -94,9 +96,21 @@ def one_writer(path: Path) -> Generator[None]:
         return
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        file = open(path, "w")  # noqa: SIM115 (closed below)
+        file = open(path, "a+")  # noqa: SIM115 (closed below)
     except OSError as error:
         raise storage_error(error, path) from None
     with file:
-        fcntl.flock(file, fcntl.LOCK_EX)
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            file.seek(0)
+            if file.read() == str(os.getppid()):
+                raise UserError(
+                    "a script that prepares data must do so under if __name__ == '__main__'"
+                ) from None
+            fcntl.flock(file, fcntl.LOCK_EX)
+        file.seek(0)
+        file.truncate()
+        file.write(str(os.getpid()))
+        file.flush()
         yield
