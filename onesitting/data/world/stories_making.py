@@ -110,7 +110,7 @@ B = book("""
 {S} had a plan: {he} wanted to build {work}.
 #friend
 {S's} {bond} {O} wanted to help.
-{S} asked {his} {bond} {O} to help, and {O} said yes at once.
+{S} asked {his} {bond} {O} to help, and {Ohe} said yes at once.
 #gather
 They collected {stuff} and {stuff2}.
 {S} found {stuff}, and {O} brought {stuff2}.

@@ -104,7 +104,7 @@ But alone it was [no fun|not much fun|very quiet].
 #too
 "I am sorry too," said {Sn}. "You can have it first."
 "[Me too|So am I]," {s} answered. "Let us [take turns|share it|both use it]."
-{S} nodded. "[Friends are better than things|You are more important than a {noun}]," {he} said.
+{S} nodded. "[Friends are better than things|You are more important than {an_art}]," {he} said.
 #turns
 So they took turns. First {Sn} had the {noun}, and then {O} had it.
 They agreed on a rule: each of them had the {noun} until the other had counted to {n}.

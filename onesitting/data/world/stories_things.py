@@ -10,7 +10,7 @@ from onesitting.data.world.grammar import Tale, book
 from onesitting.data.world.openings import O, begin, finish, go_first, meet
 
 SMALL: tuple[str, ...] = tuple(
-    k.name for k in lx.OBJECTS.values() if k.name not in ("ladder", "chair", "bicycle", "sled")
+    k.name for k in lx.OBJECTS.values() if k.name not in ("ladder", "chair", "bicycle", "sled", "saw", "top")
 )
 EVERYWHERE: tuple[str, ...] = tuple(lx.PLACES)
 OUTDOORS: tuple[str, ...] = tuple(p.name for p in lx.PLACES.values() if p.outdoors)
@@ -132,7 +132,7 @@ G = book("""
 #birthday
 [Tomorrow|The next day] was the birthday of {his} {bond} {O}.
 {S} knew that {his} {bond} {O} [would have a birthday soon|had a birthday that week].
-{S} wanted to make {his} {bond} {O} happy, for {O} had been ill.
+{S} wanted to make {his} {bond} {O} happy, for {Ohe} had been ill.
 #coins
 {S} had {coins} coins in {his} [pocket|purse|little bag].
 {S} counted {his} money. There were {coins} coins.
@@ -243,7 +243,7 @@ But {s} [was brave|took a deep breath] and told the truth. "I broke the {noun},"
 In the end, {s} went to {his} {kin2}. "I broke your {noun}," {he} said. "I am very sorry."
 Then {s} told {his} {kin2} what had happened. "It was my fault," {he} said.
 #forgive
-"Thank you for telling me," said {his} {kin2}. "[A {noun} is only a {noun}|Things can break|We all drop things]. [A true word is worth more|The truth is worth more|Being honest is harder]."
+"Thank you for telling me," said {his} {kin2}. "[A thing is only a thing|Things can break|We all drop things]. [A true word is worth more|The truth is worth more|Being honest is harder]."
 {S's} {kin2} was quiet for a moment and then [smiled|gave {him} a hug]. "It is good that you told me."
 "I was [angry|sad] for a moment," said {his} {kin2}, "but I am glad that you told me the truth."
 #to_b
@@ -388,7 +388,7 @@ A {Ogirl} came running. {He2} looked [everywhere|sad|very worried].
 #reward
 {S} gave {O} [an apple|a sweet bun|a shiny button|a warm cookie|a small silver bell] to say thank you.
 "You are an honest {girl}," said {Sn}. "May I be your friend?"
-{S} wanted to give {O} [a coin|two coins|three coins], but {O} shook {Ohis} head. "I was glad to do it," {Ohe} said.
+{S} wanted to give {O} [a coin|two coins|three coins], but {Ohe} shook {Ohis} head. "I was glad to do it," {Ohe} said.
 """)
 
 

@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from onesitting.data.world import lexicon as lx
 from onesitting.data.world.story_grammar import Sentence, Violation, check_form, parse
 from onesitting.data.world.story_tables import (
-    BREAK, CLOSING, FEMALE, FOODS_OF, GENERIC_ANIMALS, GENERIC_THINGS, GET, GIVE, INTRODUCERS, LOSE, MALE, NAMES, SOUND_OF, TIMES,
+    BREAK, CLOSING, FEMALE, FOODS_OF, GENERIC_ANIMALS, GENERIC_THINGS, GET, GIVE, HOMOGRAPHS, INTRODUCERS, LOSE, MALE, NAMES, SOUND_OF, TIMES,
 )  # fmt: skip
 
 __all__ = ["Violation", "check_story"]
@@ -171,12 +171,15 @@ def _speakers(mind: _Mind, sentence: Sentence) -> list[tuple[str, str]]:
             for quote in sentence.quotes if speaks else []:
                 for m, said in enumerate(quote):
                     vocative = m and quote[m - 1] == "," and m + 1 < len(quote) and quote[m + 1] in ("!", ".", "?", ",")
-                    if said == name and vocative:
+                    about = quote[max(0, m - 2) : m] not in (["I", "am"], ["name", "is"]) and quote != [name, quote[-1]]
+                    if said == name and (vocative or about):
                         out.append(("speaks to himself", name))
         if word in ("gave", "handed", "thanked", "hugged", "told", "lent", "helped", "met", "asked") and n and n + 1 < len(tokens):
             if tokens[n - 1] == tokens[n + 1] and tokens[n - 1] in NAMES:
                 out.append(("gives to himself", tokens[n - 1]))
     names = [t for t in tokens if t in NAMES]
+    if not sentence.quotes and len(names) != len(set(names)) and "First" not in tokens:
+        out.append(("one person twice", max(names, key=names.count)))
     if re.search(r"^(\w+) and (\w+) ", " ".join(tokens)) and len(names) >= 2 and names[0] == names[1] and tokens[1] == "and":
         out.append(("one person twice", names[0]))
     return out
@@ -203,19 +206,16 @@ def _subject(mind: _Mind, tokens: list[str], n: int) -> str | None:
 
 # -- things -----------------------------------------------------------------------------------------
 
-_TWO_WORDS = {k.split()[0]: k for k in lx.OBJECTS if " " in k}
+_TWO_WORDS = frozenset(k for k in lx.OBJECTS if " " in k)
+_SECOND = frozenset(k.split()[1] for k in _TWO_WORDS)
 
 
 def _noun_at(tokens: list[str], n: int) -> str:
-    """The object that begins at position n, or empty."""
+    """The object whose head stands at position n, or empty: a `flower pot` is no `pot`."""
     word = tokens[n].lower()
-    two = _TWO_WORDS.get(word)
-    if two and n + 1 < len(tokens) and tokens[n + 1].lower() == two.split()[1]:
-        return two
-    # The head of `flower pot` is not a `pot`.
-    if n and _TWO_WORDS.get(tokens[n - 1].lower(), "").endswith(" " + word):
-        return ""
-    return word if word in lx.OBJECTS else ""
+    if word in _SECOND and n and f"{tokens[n - 1].lower()} {word}" in _TWO_WORDS:
+        return f"{tokens[n - 1].lower()} {word}"
+    return word if word in lx.OBJECTS and word not in HOMOGRAPHS else ""
 
 
 def _things(mind: _Mind, sentence: Sentence) -> list[tuple[str, str]]:
@@ -224,11 +224,12 @@ def _things(mind: _Mind, sentence: Sentence) -> list[tuple[str, str]]:
     for run in (sentence.tokens, *sentence.quotes):
         for n in range(len(run)):
             noun = _noun_at(run, n)
-            if not noun or noun in GENERIC_THINGS:
+            if not noun:
                 continue
-            before = [t.lower() for t in run[max(0, n - 2) : n]]
+            first = n - noun.count(" ")
+            before = [t.lower() for t in run[max(0, first - 2) : first]]
             definite = "the" in before[-1:] or (before[:1] == ["the"] and before[-1:] and before[-1] in lx.COLOURS)
-            if definite and noun not in mind.seen:
+            if definite and noun not in mind.seen and noun not in GENERIC_THINGS:
                 out.append(("thing from nowhere", f"the {noun}"))
             mind.seen.add(noun)
             if before and before[-1] in lx.COLOURS:
@@ -246,10 +247,16 @@ def _possession(mind: _Mind, sentence: Sentence) -> list[tuple[str, str]]:
     if nouns:
         mind.thing = nouns[-1][1]
     lowered = [t.lower() for t in tokens]
+    for n, noun in nouns:
+        own = next((m for m in (n - 1, n - 2) if m > 0 and lowered[m] in ("his", "her")), 0)
+        who = _subject(mind, tokens, own) if own else None
+        if who and noun not in mind.holder and NAMES[who] == (lowered[own] == "her"):
+            mind.holder[noun] = who
     for n, word in enumerate(lowered):
         if word not in GIVE and word not in GET and word not in LOSE and word not in BREAK and word not in ("had", "mended", "glued"):
             continue
-        later = [noun for m, noun in nouns if m > n]
+        stop = next((m for m in range(n + 1, len(tokens)) if lowered[m] in GIVE or lowered[m] in GET), len(tokens))
+        later = [noun for m, noun in nouns if n < m < stop]
         earlier = [noun for m, noun in nouns if m < n]
         it = "it" in lowered[n + 1 : n + 4] and not (word in GIVE and lowered[n + 1 : n + 3] != ["it", "to"])
         noun = later[0] if later else mind.thing if it else ""
