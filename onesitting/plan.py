@@ -22,13 +22,13 @@ from onesitting.data.sources import expand
 from onesitting.errors import UserError
 from onesitting.evaluation.curves import short_number
 from onesitting.evaluation.report_text import duration, percent
-from onesitting.model.flops import count_parameters, flops_per_token
+from onesitting.model.flops import count_parameters, flops_per_token, training_memory_bytes
 from onesitting.model.transformer import Transformer
 from onesitting.pipeline import SUITE_GUESS
 from onesitting.plan_text import show_plan
 from onesitting.runlog import RunFolder
 from onesitting.train.budget import parse_budget
-from onesitting.train.device import DevicePlan, activation_bytes_per_token, plan_device
+from onesitting.train.device import DevicePlan, plan_device
 from onesitting.train.hardware import detect
 from onesitting.train.limit import measure_matrix_limit
 from onesitting.train.optim import build_optimizer
@@ -44,7 +44,6 @@ EXPECTED_FRACTION_ELSEWHERE = 0.25
 SUITE_MAX_S = 40.0  # one pass of the question suite, at most, until one has been timed
 COMPRESSION = {".gz": 3.0, ".zst": 3.0, ".parquet": 2.0}  # text bytes in a byte of such a file, about
 
-BYTES_PER_PARAMETER = 16  # weights, gradients and two moments in float32
 BASE_BYTES = 0.5e9  # Python, torch and the pages of the token files that are in use
 MAX_PASSES = 4  # more passes over the same text add little: Muennighoff et al. 2023, arXiv:2305.16264
 MEASURE_S = 4.0  # seconds of timed steps with --measure, after the first
@@ -131,7 +130,7 @@ def make_plan(cfg: RunConfig, *, measure: bool = False) -> Plan:
             phases.append((f"evaluate {stage.name}", suite_s))
     phases.append(("report", CLOSING_S))
     n_parameters = count_parameters(model)
-    memory = _memory_bytes(n_parameters, model, device)
+    memory = _memory_bytes(model, device, stages)
     free = shutil.disk_usage(next(p for p in (run.path, *run.path.absolute().parents) if p.exists())).free
     plan = Plan(
         name=cfg.name,
@@ -299,11 +298,15 @@ def measure_speed(cfg: RunConfig, model_cfg: ModelConfig, device: DevicePlan) ->
     )
 
 
-def _memory_bytes(n_parameters: int, model: ModelConfig, device: DevicePlan) -> float:
+def _memory_bytes(model: ModelConfig, device: DevicePlan, stages: Sequence[StagePlan]) -> float:
     """Expected peak: parameters with their optimizer state, activations of one forward pass, and the rest."""
-    element = 4 if device.dtype == "float32" else 2
-    activations = device.micro_batch_tokens * activation_bytes_per_token(model, element)
-    return BYTES_PER_PARAMETER * n_parameters + activations + (BASE_BYTES if device.device == "cpu" else 0.0)
+    base = BASE_BYTES if device.device == "cpu" else 0.0
+    return base + max(
+        training_memory_bytes(
+            model, min(s.micro_batch_rows, s.step_tokens // s.row_length), s.row_length, device.dtype
+        )
+        for s in stages
+    )
 
 
 def available_memory_bytes(device: DevicePlan) -> int:

@@ -107,7 +107,7 @@ def _ability(name: str, result: dict[str, Any]) -> str:
     baseline = result["baseline"]
     if accuracy == 0:
         return f"{name}: not at all ({score})."
-    if baseline is not None and result["ci_low"] <= baseline:
+    if accuracy < SURE and baseline is not None and result["ci_low"] <= baseline:
         return f"{name}: cannot be told from guessing ({score}; guessing gives {100 * baseline:.0f} %)."
     if accuracy < HALF:
         return f"{name}: weak, more often wrong than right ({score})."
