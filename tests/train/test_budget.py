@@ -123,7 +123,7 @@ MACHINES = {
     "short rows first": (
         {"short_context": 64, "short_fraction": 0.4},
         lambda s, now, n: 0.3 if n == 64 else 0.45,
-        {"evaluation_s": 1.0, "compile_s": 5.0},
+        {"evaluation_s": 1.0, "compile_s": 5.0, "step_cost": {64: 0.7, 256: 1.0}},
     ),
     "decay from the start": ({"decay_fraction": 0.9, "warmup_steps": 10}, steady(0.3), {"evaluation_s": 1.0}),
     "steps of seconds": ({}, steady(1.5), {"evaluation_s": 2.0}),

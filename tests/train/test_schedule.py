@@ -1,5 +1,7 @@
 """The rate and the row length as functions of the step."""
 
+import itertools
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -60,7 +62,7 @@ def test_steps_before_the_decay_do_not_depend_on_the_end(n_a, n_b, warmup, decay
 def test_decay_start_grows_by_at_most_one_step_a_step(decay):
     starts = [decay_start(n, decay) for n in range(1, 400)]
     assert starts[0] == 0
-    assert all(later - start in (0, 1) for start, later in zip(starts, starts[1:], strict=False))
+    assert all(later - start in (0, 1) for start, later in itertools.pairwise(starts))
 
 
 def test_short_rows_come_first_and_only_where_asked_for():

@@ -1,0 +1,267 @@
+"""The device matrix: machines that are not here, as tables; and what the plan does on this one."""
+
+from contextlib import nullcontext
+from dataclasses import replace
+from types import SimpleNamespace
+
+import pytest
+import torch
+from torch import nn
+
+from onesitting.config import DeviceConfig, ModelConfig, OptimConfig
+from onesitting.errors import UserError
+from onesitting.train.device import DevicePlan, compile_model, plan_device
+from onesitting.train.hardware import Hardware, detect
+from onesitting.train.optim import build_optimizer
+from onesitting.train.scaler import LossScaler
+
+OLD_CPU = Hardware(cpu_name="old", cores=4, compiler="/usr/bin/g++", python_headers=True)
+AVX512_BF16 = replace(OLD_CPU, cpu_flags=frozenset({"avx512_bf16"}))
+AMX = replace(OLD_CPU, cpu_flags=frozenset({"avx512_bf16", "amx_bf16"}))
+ARM_BF16 = replace(OLD_CPU, cpu_flags=frozenset({"bf16"}))
+
+
+def cuda(capability):
+    return Hardware(
+        accelerator="cuda",
+        name="GPU",
+        capability=capability,
+        n_devices=1,
+        memory_bytes=16 * 2**30,
+        triton=True,
+    )
+
+
+def rocm(arch):
+    return Hardware(
+        accelerator="rocm", name="GPU", arch=arch, n_devices=1, memory_bytes=16 * 2**30, triton=True
+    )
+
+
+XPU = Hardware(accelerator="xpu", name="Arc", n_devices=1, memory_bytes=16 * 2**30, triton=True)
+MPS = Hardware(accelerator="mps", name="Apple GPU", n_devices=1)
+
+TABLE = {  # machine: (hardware, device, dtype, scaler, compiled)
+    "processor without 16 bits": (OLD_CPU, "cpu", "float32", False, False),
+    "processor with AVX-512 BF16": (AVX512_BF16, "cpu", "bfloat16", False, False),
+    "processor with AMX": (AMX, "cpu", "bfloat16", False, False),
+    "ARM processor with BF16": (ARM_BF16, "cpu", "bfloat16", False, False),
+    "Pascal": (cuda((6, 1)), "cuda", "float32", False, False),
+    "Volta": (cuda((7, 0)), "cuda", "float16", True, True),
+    "Turing": (cuda((7, 5)), "cuda", "float16", True, True),
+    "Ampere": (cuda((8, 0)), "cuda", "bfloat16", False, True),
+    "Ada": (cuda((8, 9)), "cuda", "bfloat16", False, True),
+    "Hopper": (cuda((9, 0)), "cuda", "bfloat16", False, True),
+    "Ampere without Triton": (replace(cuda((8, 0)), triton=False), "cuda", "bfloat16", False, False),
+    "CDNA 2": (rocm("gfx90a"), "cuda", "bfloat16", False, True),
+    "CDNA 3": (rocm("gfx942"), "cuda", "bfloat16", False, True),
+    "RDNA 3": (rocm("gfx1100"), "cuda", "bfloat16", False, True),
+    "RDNA 2": (rocm("gfx1030"), "cuda", "float16", True, True),
+    "Apple": (MPS, "mps", "float32", False, False),
+    "Intel GPU": (XPU, "xpu", "bfloat16", False, True),
+}
+
+
+@pytest.mark.parametrize("machine", TABLE)
+def test_each_machine_gets_the_fastest_type_that_trains_well(machine):
+    hardware, device, dtype, scaler, compiled = TABLE[machine]
+    plan = plan_device(DeviceConfig(), hardware)
+    assert (plan.device, plan.dtype, plan.use_scaler, plan.compile) == (device, dtype, scaler, compiled)
+    assert plan.torch_device.type == device
+    assert any(dtype in reason for reason in plan.reasons)
+    assert plan.compile_reason
+
+
+@pytest.mark.parametrize("machine", TABLE)
+def test_the_processor_can_be_asked_for_on_every_machine(machine):
+    plan = plan_device(DeviceConfig(device="cpu"), TABLE[machine][0])
+    assert plan.device == "cpu"
+    assert plan.dtype in ("float32", "bfloat16")
+
+
+@pytest.mark.parametrize(
+    ("asked", "hardware"),
+    [("cuda", OLD_CPU), ("mps", cuda((8, 0))), ("xpu", MPS), ("cuda:1", OLD_CPU), ("tpu", OLD_CPU)],
+)
+def test_a_device_that_is_not_here_is_refused_with_the_one_that_is(asked, hardware):
+    with pytest.raises(UserError, match=r"device\.device") as refused:
+        plan_device(DeviceConfig(device=asked), hardware)
+    assert repr(asked) in str(refused.value)
+    assert (hardware.accelerator or "only a processor") in str(refused.value)
+
+
+def test_rocm_answers_to_cuda_as_it_does_in_pytorch():
+    assert plan_device(DeviceConfig(device="cuda"), rocm("gfx942")).device == "cuda"
+
+
+def test_float16_on_a_processor_is_never_chosen_but_done_when_asked_for():
+    for hardware in (OLD_CPU, AVX512_BF16):
+        plan = plan_device(DeviceConfig(dtype="float16"), hardware)
+        assert (plan.dtype, plan.use_scaler) == ("float16", True)
+        assert "hundreds of times slower" in plan.reasons[0]
+
+
+def test_a_type_asked_for_is_taken_and_the_better_one_named():
+    plan = plan_device(DeviceConfig(dtype="float32"), cuda((9, 0)))
+    assert plan.dtype == "float32"
+    assert "auto would take bfloat16" in plan.reasons[0]
+
+
+@pytest.mark.parametrize(
+    ("hardware", "missing"),
+    [
+        (replace(OLD_CPU, compiler=""), "C++ compiler"),
+        (replace(OLD_CPU, python_headers=False), "headers"),
+        (replace(cuda((8, 0)), triton=False), "Triton"),
+        (cuda((6, 1)), "7.0"),
+    ],
+)
+def test_compiling_what_cannot_be_compiled_is_refused_with_what_is_missing(hardware, missing):
+    with pytest.raises(UserError, match=r"device\.compile") as refused:
+        plan_device(DeviceConfig(compile="on"), hardware)
+    assert missing in str(refused.value)
+    plan = plan_device(DeviceConfig(), hardware)
+    assert not plan.compile
+    assert missing in plan.compile_reason
+
+
+def test_compiling_can_be_asked_for_and_forbidden():
+    assert plan_device(DeviceConfig(compile="on"), OLD_CPU).compile
+    assert not plan_device(DeviceConfig(compile="off"), cuda((9, 0))).compile
+
+
+def test_processes_of_one_machine_share_its_cores():
+    place = SimpleNamespace(local_world=2)
+    assert plan_device(DeviceConfig(), OLD_CPU).threads == 4
+    assert plan_device(DeviceConfig(), OLD_CPU, place).threads == 2
+    assert plan_device(DeviceConfig(threads=3), OLD_CPU, place).threads == 3
+
+
+def test_micro_batch_shrinks_with_the_models_appetite_and_never_below_one_row():
+    plan = plan_device(DeviceConfig(), cuda((8, 0)))
+    small = plan.for_model(ModelConfig(vocab_size=2048))
+    large = plan.for_model(
+        ModelConfig(vocab_size=150_000, n_layers=48, d_model=4096, d_ff=16_384, n_heads=32)
+    )
+    assert large.micro_batch_tokens < small.micro_batch_tokens <= plan.micro_batch_tokens
+    assert large.micro_batch_rows(10**6) == 1
+    assert small.micro_batch_rows(256) == small.micro_batch_tokens // 256
+    assert small.micro_batch_rows(256, 7) == 7
+
+
+def test_this_machine_is_found():
+    hardware = detect()
+    assert hardware.cores >= 1
+    assert hardware.ram_bytes > 2**28
+    assert hardware.cpu_name
+    assert plan_device(DeviceConfig(), hardware).describe()
+
+
+# ---- the plan at work ----------------------------------------------------------------------------------------
+
+
+def cpu_plan(dtype) -> DevicePlan:
+    return plan_device(DeviceConfig(device="cpu", dtype=dtype), detect())
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+def test_products_run_in_the_plans_type_and_gradients_stay_float32(dtype):
+    plan = cpu_plan(dtype)
+    layer, x = nn.Linear(8, 8), torch.ones(2, 8)
+    with plan.autocast():
+        y = layer(x)
+    assert y.dtype == getattr(torch, dtype)
+    y.float().sum().backward()
+    assert layer.weight.grad is not None
+    assert layer.weight.grad.dtype == torch.float32
+    assert (plan.make_scaler() is not None) == (dtype == "float16")
+
+
+def train_step(layer, optimizer, x, target, scaler, context):
+    with context:
+        loss = (layer(x).float() - target).square().mean()
+    (loss * (scaler.scale if scaler else 1.0)).backward()
+    if scaler:
+        scaler.unscale(optimizer)
+    norm = optimizer.clip(1.0)
+    overflow = not bool(torch.isfinite(norm))
+    if not overflow:
+        optimizer.step(1.0)
+    optimizer.zero_grad()
+    if scaler:
+        scaler.update(overflow)
+    return loss.item()
+
+
+def test_float16_with_the_scaler_follows_float32_on_a_processor():
+    results = {}
+    for dtype in ("float32", "float16"):
+        torch.manual_seed(0)
+        plan = cpu_plan(dtype)
+        layer = nn.Linear(8, 4)
+        optimizer = build_optimizer(layer, OptimConfig())
+        scaler = plan.make_scaler()
+        x, target = torch.randn(16, 8), torch.randn(16, 4)
+        results[dtype] = [train_step(layer, optimizer, x, target, scaler, plan.autocast()) for _ in range(20)]
+    assert results["float16"] == pytest.approx(results["float32"], rel=0.02)
+    assert results["float32"][-1] < results["float32"][0]
+
+
+def test_the_scaler_rescues_gradients_that_float16_would_lose():
+    """A gradient of 1e-6 per entry, squared through a float16 layer, is below float16's smallest number."""
+    x = torch.full((1, 4), 1e-4)
+    gradients = {}
+    for scale in (1.0, 2.0**16):
+        layer = nn.Linear(4, 4, bias=False)
+        nn.init.constant_(layer.weight, 1e-3)
+        with torch.autocast("cpu", dtype=torch.float16):
+            y = layer(x)
+        (y.float().sum() * 1e-5 * scale).backward()
+        gradients[scale] = layer.weight.grad / scale
+    assert gradients[1.0].abs().max() == 0
+    torch.testing.assert_close(gradients[2.0**16], torch.full((4, 4), 1e-9), rtol=0.01, atol=0)
+
+
+def test_a_gradient_that_is_not_finite_skips_the_step_and_halves_the_scale():
+    layer = nn.Linear(4, 4)
+    optimizer, scaler = build_optimizer(layer, OptimConfig()), LossScaler()
+    before, scale = layer.weight.detach().clone(), scaler.scale
+    huge = torch.full((1, 4), 3e38)
+    train_step(layer, optimizer, huge, torch.zeros(1, 4), scaler, nullcontext())
+    assert torch.equal(layer.weight, before)
+    assert optimizer.n_steps == 0
+    assert scaler.scale == scale / 2
+
+
+def test_the_scale_doubles_after_many_good_steps_and_survives_a_checkpoint():
+    scaler = LossScaler()
+    scale = scaler.scale
+    for _ in range(scaler.GROWTH_STEPS - 1):
+        scaler.update(False)
+    restored = LossScaler()
+    restored.load_state_dict(scaler.state_dict())
+    restored.update(False)
+    assert (scaler.scale, restored.scale) == (scale, scale * 2)
+
+
+def test_at_scale_one_an_overflow_is_a_real_failure():
+    scaler = LossScaler()
+    explained = [scaler.update(True) for _ in range(17)]
+    assert explained == [True] * 16 + [False]
+    assert scaler.scale == 1.0
+
+
+def test_a_model_that_is_not_to_be_compiled_runs_eagerly_and_the_reason_is_given():
+    plan = plan_device(DeviceConfig(compile="off"), detect())
+    assert compile_model(nn.Linear(2, 2), plan) == "as asked for"
+
+
+def test_a_failing_compiler_leaves_the_model_eager_and_says_why(monkeypatch):
+    def broken(_):
+        raise RuntimeError("linker not found\nmore")
+
+    monkeypatch.setattr(torch, "compile", broken)
+    plan = replace(plan_device(DeviceConfig(device="cpu"), detect()), compile=True)
+    model = nn.Linear(2, 2)
+    assert compile_model(model, plan) == "torch.compile failed here: linker not found"
+    assert model(torch.zeros(1, 2)).shape == (1, 2)
