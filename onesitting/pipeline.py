@@ -34,7 +34,7 @@ from onesitting.stages.sft import SFTStage
 from onesitting.tokenizer.bpe import Tokenizer, train_tokenizer
 from onesitting.train import distributed
 from onesitting.train.budget import StepTarget, parse_budget
-from onesitting.train.device import detect, plan_device
+from onesitting.train.device import DevicePlan, detect, plan_device
 from onesitting.train.limit import measure_matrix_limit
 from onesitting.train.loop import FitResult, FitSettings, fit
 from onesitting.train.signals import Interrupted
@@ -152,7 +152,8 @@ class Run:
         """Train one stage through the loop; write its model and summary.json."""
         settings = self.cfg.pretrain if name == "pretrain" else self.cfg.sft
         model = self.initial_model(name)
-        stage = self.make_stage(name)
+        plan = self.plan.for_model(model.cfg)
+        stage = self.make_stage(name, plan)
         target = StepTarget(
             settings,
             seconds=self.stage_seconds(name),
@@ -160,6 +161,8 @@ class Run:
             max_steps=stage.max_steps(),
             row_length=stage.row_length,
             n_rows=stage.n_rows,
+            evaluate_every=self.cfg.evaluation.every_fraction,
+            save_every_s=self.cfg.checkpoint.every_s,
         )
         limit = measure_matrix_limit(self.plan, model.cfg)
         flops = flops_per_token(model.cfg, stage.row_length)
@@ -169,7 +172,7 @@ class Run:
             target=target, lr_scale=settings.lr_scale, flops_per_token=flops, limit_flops_per_s=limit
         )
         result = fit(
-            stage, model, fit_settings, cfg=self.cfg, folder=folder, plan=self.plan, ranks=self.ranks,
+            stage, model, fit_settings, cfg=self.cfg, folder=folder, plan=plan, ranks=self.ranks,
             tokenizer=self.tokenizer,
         )  # fmt: skip
         self.clock.set(name, result.seconds)
@@ -203,14 +206,14 @@ class Run:
         model = model.to(device=self.plan.torch_device, dtype=torch.float32).train()
         return distributed.shard_model(model, self.ranks) if cfg.device.shard == "fsdp" else model
 
-    def make_stage(self, name: str) -> PretrainStage | SFTStage:
+    def make_stage(self, name: str, plan: DevicePlan) -> PretrainStage | SFTStage:
         """The stage's data, loss and evaluation."""
         if name == "pretrain":
             assert self.data is not None
             chat = self.chat if self.cfg.pretrain.chat_fraction > 0 else None
-            return PretrainStage(self.cfg, self.tokenizer, self.data, chat, self.plan, self.ranks)
+            return PretrainStage(self.cfg, self.tokenizer, self.data, chat, plan, self.ranks)
         assert self.chat is not None
-        return SFTStage(self.cfg, self.tokenizer, self.chat, self.plan, self.ranks)
+        return SFTStage(self.cfg, self.tokenizer, self.chat, plan, self.ranks)
 
     def stage_seconds(self, name: str) -> float | None:
         """Seconds for one stage: its share of what is left after the suites that are still to come."""

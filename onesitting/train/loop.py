@@ -13,7 +13,7 @@ from typing import Any, Protocol, Self
 
 import torch
 from onesitting.train.budget import StepTarget
-from onesitting.train.device import DevicePlan
+from onesitting.train.device import DevicePlan, compile_model
 from onesitting.train.optim import MuonAdamW, build_optimizer
 from torch import Tensor, nn
 
@@ -134,6 +134,8 @@ def fit(
     """
     loop = Loop(stage, model, settings, cfg, folder, plan, ranks, tokenizer)
     loop.resume()
+    if plan.compile and loop.uncompiled_because:
+        loop.display.note(loop.uncompiled_because)
     with StopSignals() as signals, loop.display:
         while not loop.finished():
             record = loop.train_step()
@@ -173,6 +175,7 @@ class Loop:
         self.target = settings.target
         self.state = LoopState(lr_scale=settings.lr_scale)
         plan.apply()
+        self.uncompiled_because = compile_model(model, plan)
         self.optimizer: MuonAdamW = build_optimizer(model, cfg.optim)
         self.scaler = plan.make_scaler()
         self.display = Display(stage.name, stage.unit, cfg.log, quiet=ranks.rank != 0)
