@@ -154,17 +154,19 @@ class Run:
         model = self.initial_model(name)
         plan = self.plan.for_model(model.cfg)
         stage = self.make_stage(name, plan)
+        limit = measure_matrix_limit(plan, model.cfg)
+        short = self.cfg.pretrain.short_context if name == "pretrain" else 0
         target = StepTarget(
             settings,
-            seconds=self.stage_seconds(name),
+            seconds=self.ranks.broadcast(self.stage_seconds(name)),
             tokens=self.stage_tokens(name),
             max_steps=stage.max_steps(),
             row_length=stage.row_length,
             n_rows=stage.n_rows,
             evaluate_every=self.cfg.evaluation.every_fraction,
             save_every_s=self.cfg.checkpoint.every_s,
+            step_cost={n: flops_per_token(model.cfg, n) for n in {stage.row_length, short} if n},
         )
-        limit = measure_matrix_limit(self.plan, model.cfg)
         flops = flops_per_token(model.cfg, stage.row_length)
         n_parameters = count_parameters(model.cfg)
         self.say(f"{name} · {n_parameters:,} parameters · {target.describe()} · limit {limit / 1e9:,.0f} GFLOP/s")

@@ -267,7 +267,8 @@ class Loop:
     def tick(self, row_length: int, seconds: float) -> None:
         """Advance the clock and let the target learn how long steps take (the same on every rank)."""
         state = self.state
-        state.elapsed_s = self.ranks.broadcast(time.perf_counter() - self.started_at)
+        # Rank 0's times for all: targets that disagree would end the ranks at different steps.
+        state.elapsed_s, seconds = self.ranks.broadcast((time.perf_counter() - self.started_at, seconds))
         if state.first_step_s == 0.0:
             state.first_step_s = state.elapsed_s
         self.target.step_done(state.step, state.elapsed_s, row_length, seconds)
