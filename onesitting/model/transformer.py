@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from onesitting.config import ModelConfig
 from onesitting.errors import UserError
 from onesitting.model.kernels import attention, rms_norm, rotate
+from onesitting.model.logprobs import cross_entropy_sum
 
 if TYPE_CHECKING:
     from onesitting.model.kv_cache import KVCache
@@ -222,12 +223,19 @@ class Transformer(nn.Module):
         self,
         tokens: Tensor,
         *,
+        targets: Tensor | None = None,
         doc_ids: Tensor | None = None,
         positions: Tensor | None = None,
         cache: "KVCache | None" = None,
     ) -> Tensor:
-        """Logits (B, T, V) float32 for tokens (B, T); the arguments are those of `hidden`."""
+        """Logits (B, T, V) float32 for tokens (B, T), or with targets the sum of their losses, a float32 scalar.
+
+        targets: (B, T) ids of the tokens to predict, -100 where nothing is trained; the sum is in nats.
+        The other arguments are those of `hidden`.
+        """
         x = self.hidden(tokens, doc_ids=doc_ids, positions=positions, cache=cache)
+        if targets is not None:
+            return cross_entropy_sum(x.flatten(0, 1), self.output_weight, targets.flatten())
         return F.linear(x, self.output_weight.to(x.dtype)).float()
 
     def hidden(
