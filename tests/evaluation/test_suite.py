@@ -59,9 +59,10 @@ def test_baselines_are_scored_by_the_same_scorers_and_lie_below_the_oracle():
     for task, result in results.items():
         if task == "stops":
             assert result.baseline is None
-        elif task == "tools_valid":
-            assert result.baseline is not None  # any call of the right form is valid
-            assert result.baseline > 0.5
+        elif task in ("tools_valid", "stories_grammatical"):
+            # Any call of the right form is valid; good sentences stay good in any order.
+            assert result.baseline is not None
+            assert result.baseline > 0.7
         else:
             assert result.baseline is not None
             assert result.baseline < 0.7, task

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 from onesitting.data.world.passage_questions import questions_about
 from onesitting.data.world.passage_texts import TEXTS
 from onesitting.data.world.passages import Passage
-from onesitting.data.world.scoring import contains
+from onesitting.data.world.scoring import contains, normalised
 from onesitting.data.world.small_talk import closing
 from onesitting.data.world.splits import Split, split_of
 from onesitting.data.world.stories import story
@@ -73,4 +73,9 @@ def reference_and_guess(rng: Random, found: Passage, index: int) -> tuple[JSON, 
     wrong = sorted(key for key in rejected if not contains(question, key) and not contains(answer, key))
     # A text with a single question: its first sentence is as good a guess.
     guess = rng.choice(others)[1] if others else found.text.split(". ")[0] + "."
-    return {"accepted": list(accepted), "rejected": wrong}, guess
+    # A key may be the stem of a word ("rain" of "rained"): then the answer's own word is accepted too.
+    words = normalised(answer).split()
+    forms = [
+        word for key in accepted for word in words if word.startswith(key.lower()) and word != key.lower()
+    ]
+    return {"accepted": [*accepted, *forms], "rejected": wrong}, guess

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from random import Random
 from typing import TYPE_CHECKING
 
@@ -37,6 +38,8 @@ from onesitting.data.world.word_problems import problem
 
 if TYPE_CHECKING:
     from onesitting.data.world import World
+
+_ATTEMPTS = 30  # tries an item, before the test split is taken to have no more of them
 
 SCORERS: dict[str, Scorer] = {
     "answer": score_answer,
@@ -109,21 +112,29 @@ TASKS: dict[str, Callable[["World", Random, Split], Talk]] = {
 
 
 def suite(world: "World", n_per_task: int, seed: int = 0) -> dict[str, list[Item]]:
-    """Task -> n_per_task different items in chat form, from the test split: a function of (world, n, seed)."""
-    return {task: _chat_items(world, task, n_per_task, seed) for task in TASKS}
+    """Task -> items in chat form, from the test split: a function of (world, n_per_task, seed).
+
+    No two items of a task ask the same; where the test split has fewer than n_per_task different questions
+    (a few hundred facts), all that were found are returned.
+    """
+    return {task: _different(partial(_chat_item, world, task), task, n_per_task, seed) for task in TASKS}
 
 
-def _chat_items(world: "World", task: str, n: int, seed: int) -> list[Item]:
+def _different(make: Callable[[Random], Item | None], task: str, n: int, seed: int) -> list[Item]:
+    """Up to n items with different keys."""
     items: dict[str, Item] = {}
-    attempt = 0
-    while len(items) < n:
-        rng = rng_for("suite", world.seed, seed, task, attempt)
-        attempt += 1
-        talk = TASKS[task](world, rng, "test")
-        if talk.scored >= 0:
-            item = item_of(task, talk)
-            items.setdefault(item.text(), item)
+    for attempt in range(_ATTEMPTS * n):
+        item = make(rng_for("suite", seed, task, attempt))
+        if item:
+            items.setdefault(item.key, item)
+        if len(items) == n:
+            break
     return list(items.values())
+
+
+def _chat_item(world: "World", task: str, rng: Random) -> Item | None:
+    talk = TASKS[task](world, rng, "test")
+    return item_of(task, talk) if talk.scored >= 0 else None
 
 
 def item_of(task: str, talk: Talk) -> Item:
@@ -143,16 +154,10 @@ def item_of(task: str, talk: Talk) -> Item:
 def base_suite(world: "World", n_per_task: int, seed: int = 0) -> dict[str, list[Item]]:
     """Task -> items in completion form, for a model before fine-tuning; the other tasks need a conversation."""
     makers = {"stories": _base_story, "reading": _base_reading, "facts": _base_fact, "arithmetic": _base_sum}
-    out: dict[str, list[Item]] = {}
-    for task, make in makers.items():
-        items: dict[str, Item] = {}
-        attempt = 0
-        while len(items) < n_per_task:
-            item = make(world, rng_for("base suite", world.seed, seed, task, attempt))
-            items.setdefault(item.prompt, item)
-            attempt += 1
-        out[task] = list(items.values())
-    return out
+    return {
+        task: _different(partial(make, world), f"base {task}", n_per_task, seed)
+        for task, make in makers.items()
+    }
 
 
 def _asked(task: str, key: str, question: str, scorer: str, reference: JSON, guess: str, oracle: str) -> Item:
@@ -170,9 +175,9 @@ def _asked(task: str, key: str, question: str, scorer: str, reference: JSON, gue
 
 def _base_story(world: "World", rng: Random) -> Item:
     told = story(rng, split="test", title=0.0)
-    # The opening paragraph's first two sentences name the hero; the rest is the model's.
-    first = " ".join(sentences(told.text)[:2])
-    opening = told.text[: len(first)]
+    # The first two sentences name the hero; the rest is the model's.
+    opening = " ".join(sentences(told.text.split("\n\n")[0])[:2])
+    assert told.text.startswith(opening)
     return Item(
         task="stories",
         key=told.key,

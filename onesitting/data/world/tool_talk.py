@@ -156,7 +156,7 @@ def _fact(world: "World", rng: Random) -> Request:
         wording.format(s=fact.subject, one=one),
         {"name": fact.subject, "field": kind},
         lambda result: answer.format(s=fact.subject, v=result).replace(" 1 coins", " 1 coin"),
-        f"lookup|{fact.key}|{wording}",
+        f"fact|{fact.key}|{wording}",  # the key of the same question without tools: one split for both
     )
 
 

@@ -121,7 +121,7 @@ def test_a_call_is_judged_for_form_and_for_content():
 
 
 def test_sentences_are_counted_with_their_quotes():
-    assert sentences('"Stop!" he said. He ran. Did he?') == ['"Stop!"', "he said.", "He ran.", "Did he?"]
+    assert sentences('"Stop!" he said. He ran. Did he?') == ['"Stop!" he said.', "He ran.", "Did he?"]
 
 
 def test_a_story_needs_enough_sentences_and_no_contradiction():
