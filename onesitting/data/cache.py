@@ -31,8 +31,8 @@ _SETTINGS = (
 )
 
 
-def pinned(specs: tuple[str, ...], revisions: Mapping[str, str]) -> tuple[str, ...]:
-    """The specs with a revision for each hub dataset: the one in `revisions`, or the newest.
+def pinned(specs: tuple[str, ...], known: Mapping[str, str]) -> dict[str, str]:
+    """Each spec -> the spec with a revision, if it is a hub dataset: the known one, or the newest.
 
     A run thus keeps the revision that it began with, and needs no network to find its data again.
     """
@@ -40,9 +40,9 @@ def pinned(specs: tuple[str, ...], revisions: Mapping[str, str]) -> tuple[str, .
     def pin(spec: str) -> str:
         if not spec.startswith(HUB) or "@" in spec:
             return spec
-        return f"{spec}@{revisions.get(spec) or hub_revision(spec.removeprefix(HUB))}"
+        return known.get(spec) or f"{spec}@{hub_revision(spec.removeprefix(HUB))}"
 
-    return tuple(map(pin, specs))
+    return {spec: pin(spec) for spec in specs}
 
 
 def cache_key(

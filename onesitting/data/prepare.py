@@ -11,7 +11,7 @@ import shutil
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -88,18 +88,20 @@ def _prepare(
     """Find the folder, or make it; returns its path."""
     if not specs:
         raise UserError(f"no {kind} to prepare; name them with {'data' if kind == 'documents' else 'chat'}")
-    exact = pinned(specs, _pointer(out).get("pinned", {}))
-    key = cache_key(kind, exact, tokenizer, corpus, seed)
+    exact = pinned(specs + corpus.val_data, _pointer(out).get("pinned", {}))
+    specs = tuple(exact[spec] for spec in specs)
+    corpus = replace(corpus, val_data=tuple(exact[spec] for spec in corpus.val_data))
+    key = cache_key(kind, specs, tokenizer, corpus, seed)
     folder = Path(corpus.cache).expanduser() / key if corpus.cache else out
     if not _is_complete(folder, key):
         with one_writer(folder.with_name(f"{folder.name}.lock")):
             if not _is_complete(folder, key):
-                _Job(kind, key, exact, tokenizer, corpus, seed, progress or _screen(kind)).make(folder)
+                _Job(kind, key, specs, tokenizer, corpus, seed, progress or _screen(kind)).make(folder)
     pointer = {
         "folder": str(folder),
         "key": key,
         "kind": kind,
-        "pinned": dict(zip(specs, exact, strict=True)),
+        "pinned": exact,
     }
     write_atomic(out / POINTER_FILE, json.dumps(pointer, indent=1) + "\n")
     return folder

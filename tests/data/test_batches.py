@@ -113,7 +113,7 @@ def test_conversations_in_a_row_are_numbered_apart_with_positions_from_zero(chat
         assert len(set(numbers)) > 2
         for (a, at_a), (b, at_b) in pairwise(zip(numbers, positions, strict=True)):
             assert at_b == (at_a + 1 if a == b else 0)
-            assert b == a or b == a + 1 or b == PADDING
+            assert b in (a, PADDING) or b == a + 1
 
 
 def test_the_fraction_of_real_tokens_is_reported(chat: ChatFile, rendered: list[Rendered]):
