@@ -31,10 +31,20 @@ def document(seed: int, split: Split, index: int) -> str:
     if draw < _PASSAGES:
         return passage_document(rng, split)
     if draw < _PARAGRAPHS:
-        return paragraph(rng, split, seed)
+        return "\n\n".join(_paragraphs(rng, split, seed))
     if draw < _QUIZZES:
         return quiz(World(seed), rng, split)
     return word_problems.document(rng, split)
+
+
+def _paragraphs(rng: Random, split: Split, seed: int) -> list[str]:
+    """One to three paragraphs of at least 300 characters together: short ones alone would repeat."""
+    out = [paragraph(rng, split, seed)]
+    while sum(map(len, out)) < 300 or (len(out) < 3 and rng.random() < 0.3):
+        text = paragraph(rng, split, seed)
+        if text not in out:
+            out.append(text)
+    return out
 
 
 def documents(seed: int, split: Split, mb: float, *, start: int = 0) -> Iterator[str]:

@@ -43,7 +43,7 @@ SKY: tuple[tuple[str, str], ...] = (
 KIN: tuple[str, ...] = ("grandmother", "grandfather", "mother", "father", "aunt", "uncle")
 BONDS: tuple[str, ...] = ("friend", "friend", "best friend", "neighbour", "cousin", "classmate")
 
-O = book("""
+COMMON = book("""
 #intro
 Once there was a {trait} {girl} [named|called] {Sn}.
 Once upon a time, a {trait} {girl} [named|called] {Sn} lived [near|close to] {home}.
@@ -56,12 +56,16 @@ There was once a {girl} [named|called] {Sn} who loved {hobby}.
 A {trait} {girl} [named|called] {Sn} lived in {town}.
 [Long ago|Not long ago|Some time ago], there was a {trait} {girl} in {town}. {He} was called {Sn}.
 {Sn} had {hair} hair and [a happy laugh|bright eyes|a small round nose|a soft voice]. Everybody in {town} knew {him}.
-#who
+#who_loves
 {S} loved {hobby}.
+{S} loved {hobby} and {game}.
+#who
 {S} was {trait2} and {trait3}.
 Everybody liked {Sn} because {he} was so {trait2}.
 {S} was {trait2}, but {fault}.
+#who_age
 {S} was {age} years old.
+#who_kin
 {S} lived with {his} {kin}.
 #day
 It was a {sky} {time} in {month}.
@@ -189,6 +193,8 @@ _HOMES = tuple(
     )
 )
 _HOBBIES = tuple(h for h, _ in lx.HOBBIES)
+# Group of sentences -> the word that shows that the first sentence has said it already.
+_TOLD_BY = {"who": "was a", "who_loves": "hobby", "who_age": "age", "who_kin": "lived with"}
 _HAIR = ("red", "brown", "black", "curly", "long", "short", "straight", "dark", "golden")
 
 
@@ -206,7 +212,9 @@ _SEASON_OF = {month: season for season, months in lx.SEASONS.items() for month i
 _WOMEN = ("grandmother", "mother", "aunt")
 
 
-def begin(t: Tale, *, sky: tuple[str, ...] = (), months: tuple[str, ...] = lx.MONTHS, named: bool = False) -> None:
+def begin(
+    t: Tale, *, sky: tuple[str, ...] = (), months: tuple[str, ...] = lx.MONTHS, named: bool = False
+) -> None:
     """The opening: who the tale is about. Sets the words that later sentences use.
 
     sky, months: what the plot allows; named: the hero must be named here, not in the next sentence.
@@ -225,6 +233,7 @@ def begin(t: Tale, *, sky: tuple[str, ...] = (), months: tuple[str, ...] = lx.MO
     d["home"] = t.pick(_HOMES)
     d["town"] = t.pick(lx.TOWNS)
     d["hobby"] = t.pick(_HOBBIES)
+    d["game"] = t.pick(lx.GAMES)
     d["hair"] = t.pick(_HAIR)
     d["kin"], d["kin2"] = t.pick(KIN), t.pick(KIN)
     while d["kin2"] == d["kin"]:
@@ -239,38 +248,41 @@ def begin(t: Tale, *, sky: tuple[str, ...] = (), months: tuple[str, ...] = lx.MO
     d["day_told"] = ""
     d["evening"] = "evening" if t.r() < 0.5 else "night"
     if named or t.r() < 0.86:
-        t.say(O["intro"])
-        t.maybe(0.3, O["who"])
+        t.say(COMMON["intro"])
+        if t.r() < 0.3:
+            told = t.parts[-1]
+            kinds = [k for k, word in _TOLD_BY.items() if d.get(word, word) not in told]
+            t.say(COMMON[kinds[int(t.r() * len(kinds))]])
     else:
         # The tale opens on the day itself; its next sentence names the hero.
-        t.say(O["day"])
+        t.say(COMMON["day"])
         d["day_told"] = "yes"
 
 
 def go_first(t: Tale, *, anchor: float = 0.6) -> None:
     """The hero sets out to the place that `t.scene` chose."""
-    t.say(O["go_plain" if t.d["day_told"] else "go_first"])
+    t.say(COMMON["go_plain" if t.d["day_told"] else "go_first"])
     t.log.append(("went", t.a.name, t.place))
     if t.r() < 0.18 and t.d["sky"] in SKY_SENTENCES:
         t.say(SKY_SENTENCES[t.d["sky"]])
-    t.maybe(anchor, O["anchor"])
+    t.maybe(anchor, COMMON["anchor"])
 
 
 def go(t: Tale, who: Who | None = None) -> None:
     """The hero goes on to the next place."""
-    t.say(O["go"], who)
+    t.say(COMMON["go"], who)
     t.log.append(("went", (who or t.a).name, t.place))
 
 
 def go_both(t: Tale) -> None:
     """Both go on to the next place."""
-    t.say(O["go_both"])
+    t.say(COMMON["go_both"])
     t.log.append(("went", f"{t.a.name} and {t.b.name}", t.place))
 
 
 def meet(t: Tale, *, later: bool = False) -> None:
     """The second person comes in, with the bond to the hero."""
-    t.say(O["meet_later" if later else "meet"])
+    t.say(COMMON["meet_later" if later else "meet"])
     t.log.append(("bond", t.b.name, t.d["bond"], t.a.name))
 
 
@@ -278,8 +290,8 @@ def finish(t: Tale, *, alone: bool = False) -> None:
     """The last sentences, in the mood that was asked for."""
     mood = t.wish.mood
     if mood == "sad" and not alone:
-        t.say(O["end_sad"])
+        t.say(COMMON["end_sad"])
     elif mood == "funny" and not alone:
-        t.say(O["end_funny"])
+        t.say(COMMON["end_funny"])
     else:
-        t.say(O["end_alone" if alone else "end"])
+        t.say(COMMON["end_alone" if alone else "end"])

@@ -19,7 +19,7 @@ _ASK: dict[str, list[tuple[tuple[str, ...], str, str]]] = {
         (("What colour was the {0}?", "What was the colour of the {0}?", "Which colour did the {0} have?"), "The {0} was {1}.", "{1}"),
     ],
     "owner": [(("Whose {0} was it?", "Who did the {0} belong to?", "Who owned the {0} at first?"), "The {0} belonged to {1}.", "{1}")],
-    "belongs": [(("Whose {0} was it?", "Who did the {0} belong to?"), "The {0} belonged to {1}.", "{1}")],
+    "belongs": [(("Whose {0} was it?", "Who did the {0} belong to?"), "The {0} belonged to {1}.", "{2}")],
     "went": [(("Where did {0} go?", "Which place did {0} go to?", "What place did {0} visit?"), "{0} went to the {1}.", "{1}")],
     "lost": [
         (("What did {0} lose?", "Which thing was lost?", "What was {0} missing?"), "{0} lost the {1}.", "{1}"),
@@ -38,7 +38,7 @@ _ASK: dict[str, list[tuple[tuple[str, ...], str, str]]] = {
         (("Who was {0}?", "Who was {0} to {2}?", "How did {2} know {0}?"), "{0} was {2}'s {1}.", "{1}"),
         (("What was the name of {2}'s {1}?", "Who was {2}'s {1}?", "What was {2}'s {1} called?"), "{2}'s {1} was {0}.", "{0}"),
     ],
-    "feel": [(("Why was {0} {1}?", "Why did {0} feel {1}?", "What made {0} {1}?"), "{0} was {1} because {2}.", "{2}")],
+    "feel": [(("Why was {0} {1}?", "Why did {0} feel {1}?", "What made {0} {1}?"), "{0} was {1} because {2}.", "{3}")],
     "had_coins": [(("How many coins did {0} have at first?", "How much money did {0} have?"), "{0} had {1} coins.", "{1}")],
     "price": [(("How much did the {0} cost?", "What was the price of the {0}?", "How many coins did the {0} cost?"), "The {0} cost {1} coins.", "{1}")],
     "cost": [(("How much did {0} cost?", "What was the price of {0}?", "How much was paid for {0}?"), "The price was {1}.", "{1}")],
@@ -83,8 +83,8 @@ _ASK: dict[str, list[tuple[tuple[str, ...], str, str]]] = {
     "pet_found": [(("Where was {0} found?", "Where was {0} in the end?"), "{0} was {1}.", "{1}")],
     "ate_both": [(("What did {0} eat?", "What food did {0} have?"), "{0} ate {1} and {2}.", "{1} and {2}")],
     "hid": [(("Where did {0} wait until the rain stopped?", "What kept {0} safe from the rain?"), "It was {1}.", "{1}")],
-    "dry": [(("Why did {0} stay dry?",), "{0} stayed dry because {1}.", "{1}")],
-    "wet": [(("Why were {0} wet?", "Why did {0} get wet?"), "{0} were wet because {1}.", "{1}")],
+    "dry": [(("Why did {0} stay dry?",), "{0} stayed dry because {1}.", "umbrella")],
+    "wet": [(("Why were {0} wet?", "Why did {0} get wet?"), "{0} were wet because {1}.", "rain")],
     "count": [(("How many {0} did {2} have?", "How many {0} were there?"), "{2} had {1} {0}.", "{1}")],
     "why_yellow": [(("Why did the leaves look bad?", "What was wrong with the plants?"), "The reason was that {0}.", "no water")],
     "when_harvest": [(("When did {0} have more than enough {1}?", "In which month were the {1} ready?"), "It was in {2}.", "{2}")],
@@ -135,7 +135,7 @@ def _from_entry(rng: Random, entry: tuple[str, ...]) -> Question:
     return (
         rng.choice(wordings).format(*fields, **slots),
         text[0].upper() + text[1:],
-        (key.format(*fields, **slots),),
+        (re.sub(r"^(a|an|the|some|on) ", "", key.format(*fields, **slots)),),
     )
 
 

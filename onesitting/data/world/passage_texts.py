@@ -237,7 +237,7 @@ def _does(deed: str) -> str:
 def _as_taste(food: str) -> str:
     """The food as something that one likes: `cheese`, but `apples`."""
     kind = lx.FOODS[food]
-    counted = kind.one.endswith(" " + food) and not kind.one.split()[1] in ("bowl", "cup")
+    counted = kind.one.endswith(" " + food) and kind.one.split()[1] not in ("bowl", "cup")
     return kind.plural if counted and " " not in kind.plural else kind.plural.split()[-1]
 
 

@@ -14,10 +14,14 @@ from dataclasses import dataclass
 from random import Random
 
 from onesitting.data.world import lexicon as lx
+from onesitting.data.world import stories_finds as finds
 from onesitting.data.world import stories_making as making
 from onesitting.data.world import stories_nature as nature
 from onesitting.data.world import stories_people as people
+from onesitting.data.world import stories_sharing as sharing
 from onesitting.data.world import stories_things as things
+from onesitting.data.world import stories_ways as ways
+from onesitting.data.world import stories_weather as skies
 from onesitting.data.world.grammar import CHARACTERS, NO_WISH, Tale, Wish
 from onesitting.data.world.splits import Split, split_of
 
@@ -56,27 +60,27 @@ SHAPES: tuple[Shape, ...] = (
     Shape("gift", things.gift, ("A Present for {B}", "The {Noun}", "{A} and the {Noun}"), "object", (), "shop"),
     Shape("broken", things.broken, ("The Broken {Noun}", "{A} Tells the Truth", "Many Pieces"), "", (), "none"),
     Shape("borrowed", things.borrowed, ("A Promise", "The {Noun} Comes Back", "{A} Waits"), "object"),
-    Shape("finder", things.finder, ("Whose {Noun} Is It?", "{A} Finds Something", "The Honest Finder"), "object"),
-    Shape("thief", things.animal_thief, ("The Little Thief", "The {Noun} Thief", "Stop, Thief!"), "object animal", things._THIEVES, "out"),
-    Shape("market", things.market_day, ("A Day at the Market", "{A} Goes Shopping", "Two Things to Buy"), "", (), "market"),
+    Shape("finder", finds.finder, ("Whose {Noun} Is It?", "{A} Finds Something", "The Honest Finder"), "object"),
+    Shape("thief", finds.animal_thief, ("The Little Thief", "The {Noun} Thief", "Stop, Thief!"), "object animal", finds.THIEVES, "out"),
+    Shape("market", finds.market_day, ("A Day at the Market", "{A} Goes Shopping", "Two Things to Buy"), "", (), "market"),
     Shape("helping", people.helping, ("A Helping Hand", "{A} Helps", "Old {B}"), "", (), "out"),
     Shape("quarrel", people.quarrel, ("The Quarrel", "{A} and {B}", "One {Noun} for Two"), "object", (), "out"),
     Shape("contest", people.contest, ("The Contest", "{A} Does Not Give Up", "The First Prize"), "object", (), "contest"),
     Shape("secret", people.secret, ("The Secret", "A Surprise for {A}", "What {B} Did Not Say"), "object"),
-    Shape("skill", people.skill, ("{A} Learns Something", "Once More", "{A} Tries Again"), "", (), "skill"),
-    Shape("visit", people.visit, ("{B} Is Ill", "The Visit", "Get Well Soon"), "object", (), "none"),
-    Shape("journey", people.journey, ("The Long Road", "{A} Goes on a Journey", "On the Way"), "object", (), "none"),
+    Shape("skill", ways.skill, ("{A} Learns Something", "Once More", "{A} Tries Again"), "", (), "skill"),
+    Shape("visit", ways.visit, ("{B} Is Ill", "The Visit", "Get Well Soon"), "object", (), "none"),
+    Shape("journey", ways.journey, ("The Long Road", "{A} Goes on a Journey", "On the Way"), "object", (), "none"),
     Shape("rescue", nature.rescue, ("{A} and the {Noun}", "The {Noun}", "A Friend in Need"), "animal", nature.RESCUED, "out"),
-    Shape("pet", nature.lost_pet, ("Where Is {Pet}?", "{Pet} Runs Away", "Come Home, {Pet}"), "animal", nature._PETS, "out"),
-    Shape("weather", nature.weather, ("The Rain", "A Picnic", "The Dark Cloud"), "", (), "out"),
-    Shape("garden", nature.garden, ("The Garden", "{A} Waits", "Small Seeds"), "", (), "garden"),
-    Shape("night", nature.night_sound, ("A Sound in the Night", "Who Is There?", "{A} Is Not Afraid"), "animal", nature._NIGHT, "none"),
+    Shape("pet", nature.lost_pet, ("Where Is {Pet}?", "{Pet} Runs Away", "Come Home, {Pet}"), "animal", nature.PETS, "out"),
+    Shape("weather", skies.weather, ("The Rain", "A Picnic", "The Dark Cloud"), "", (), "out"),
+    Shape("garden", skies.garden, ("The Garden", "{A} Waits", "Small Seeds"), "", (), "garden"),
+    Shape("night", skies.night_sound, ("A Sound in the Night", "Who Is There?", "{A} Is Not Afraid"), "animal", skies.NIGHT_ANIMALS, "none"),
     Shape("cooking", making.cooking, ("Something Is Missing", "{A} Bakes", "In the Kitchen"), "", (), "none"),
     Shape("building", making.building, ("The Builders", "{A} Has a Plan", "Try Again"), "", (), "build"),
     Shape("floating", making.floating, ("What Floats?", "In the Water", "{A} Finds Out"), "", (), "water"),
-    Shape("snow", making.snow, ("The Snowman", "{A} and the Snowman", "White Winter"), "", (), "none"),
-    Shape("letter", making.letter, ("The Letter", "A Letter for {A}", "Who Wrote It?"), "object"),
-    Shape("shares", making.shares, ("Fair Shares", "Four Friends", "Enough for All"), "", (), "out"),
+    Shape("snow", sharing.snow, ("The Snowman", "{A} and the Snowman", "White Winter"), "", (), "none"),
+    Shape("letter", sharing.letter, ("The Letter", "A Letter for {A}", "Who Wrote It?"), "object"),
+    Shape("shares", sharing.shares, ("Fair Shares", "Four Friends", "Enough for All"), "", (), "out"),
 )  # fmt: skip
 _PLACES: dict[str, tuple[str, ...]] = {
     "any": things.EVERYWHERE,
@@ -103,7 +107,7 @@ _PLACES: dict[str, tuple[str, ...]] = {
 }
 OBJECTS: tuple[str, ...] = things.SMALL
 """Objects that a story can be asked for."""
-ANIMALS: tuple[str, ...] = tuple(dict.fromkeys((*things._THIEVES, *nature.RESCUED, *nature._PETS)))
+ANIMALS: tuple[str, ...] = tuple(dict.fromkeys((*finds.THIEVES, *nature.RESCUED, *nature.PETS)))
 """Animals that a story can be asked for."""
 PLACES: tuple[str, ...] = things.OUTDOORS
 """Places that a story can be asked for."""

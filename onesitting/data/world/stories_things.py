@@ -1,4 +1,4 @@
-"""Stories about things: lost, given, bought, broken, borrowed, stolen by an animal, found and brought back.
+"""Stories about things: lost, given, broken, borrowed.
 
 Each function tells one shape of story on a `Tale`: it moves the state (who has what, who is where) and says so.
 """
@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from onesitting.data.world import lexicon as lx
 from onesitting.data.world.grammar import Tale, book
-from onesitting.data.world.openings import O, begin, finish, go_first, meet
+from onesitting.data.world.openings import COMMON, begin, finish, go_first, meet
 
 SMALL: tuple[str, ...] = tuple(
     k.name for k in lx.OBJECTS.values() if k.name not in ("ladder", "chair", "bicycle", "sled", "saw", "top")
@@ -47,7 +47,7 @@ def spot(t: Tale) -> str:
     return t.d["spot"]
 
 
-L = book("""
+LOST = book("""
 #lose
 {S} put {his} {noun} down to look at {thing2}. Then {he} forgot [all |]about it.
 {S} put the {noun} [down|on the ground] for a moment to [tie {his} shoe|drink some water|watch a bird|rest].
@@ -99,36 +99,36 @@ def lost_and_found(t: Tale) -> None:
     t.scene(EVERYWHERE)
     noun = t.thing(SMALL, a)
     t.d["col"] = next((e[2] for e in t.log if e[0] == "colour"), "small")
-    t.say(O["own"])
+    t.say(COMMON["own"])
     go_first(t)
-    t.say(L["lose"])
+    t.say(LOST["lose"])
     t.lose(a, noun)
-    t.say(L["gone"])
-    t.log.append(("feel", a.name, "sad", f"{a.he} had lost {a.his} {noun}"))
-    t.maybe(0.6, O["sad"])
-    t.maybe(0.6, L["look"])
+    t.say(LOST["gone"])
+    t.log.append(("feel", a.name, "sad", f"{a.he} had lost {a.his} {noun}", "lost"))
+    t.maybe(0.6, COMMON["sad"])
+    t.maybe(0.6, LOST["look"])
     t.para()
     meet(t, later=t.chance(0.4))
-    t.say(L["tell"])
-    t.say(L["offer"], b)
-    t.maybe(0.7, L["search"])
+    t.say(LOST["tell"])
+    t.say(LOST["offer"], b)
+    t.maybe(0.7, LOST["search"])
     finder = b if t.chance(0.65) else a
     where = spot(t)
-    t.say(L["found_o"], finder)
+    t.say(LOST["found_o"], finder)
     t.find(finder, noun, where)
     if finder is b:
-        t.say(L["back"], b)
+        t.say(LOST["back"], b)
         t.give(b, a, noun)
-        t.say(O["thanks"])
-        t.maybe(0.5, O["welcome"], b)
+        t.say(COMMON["thanks"])
+        t.maybe(0.5, COMMON["welcome"], b)
     else:
-        t.say(L["found_self"])
-        t.maybe(0.6, O["thanks"])
+        t.say(LOST["found_self"])
+        t.maybe(0.6, COMMON["thanks"])
     finish(t)
-    t.maybe(0.35, O["moral_care"])
+    t.maybe(0.35, COMMON["moral_care"])
 
 
-G = book("""
+GIFT = book("""
 #birthday
 [Tomorrow|The next day] was the birthday of {his} {bond} {O}.
 {S} knew that {his} {bond} {O} [would have a birthday soon|had a birthday that week].
@@ -196,31 +196,31 @@ def gift(t: Tale) -> None:
     noun = t.thing(SMALL, None)
     price, extra = t.number(2, 12), t.number(1, 6)
     set_money(t, price, extra)
-    t.say(G["birthday"])
+    t.say(GIFT["birthday"])
     t.log.append(("bond", b.name, t.d["bond"], a.name))
-    t.maybe(0.5, G["want"])
-    t.say(G["coins"])
+    t.maybe(0.5, GIFT["want"])
+    t.say(GIFT["coins"])
     t.log.append(("had_coins", a.name, t.d["coins"]))
     go_first(t, anchor=0)
-    t.say(G["see"])
-    t.say(G["ask"])
+    t.say(GIFT["see"])
+    t.say(GIFT["ask"])
     t.log.append(("price", noun, t.d["price"]))
-    t.say(G["buy"])
+    t.say(GIFT["buy"])
     t.holder[noun] = a
     t.log.append(("bought", a.name, noun))
     t.log.append(("left", a.name, t.d["left"]))
     t.para()
-    t.maybe(0.6, G["wrap"])
-    t.say(G["visit"])
-    t.say(G["give"])
+    t.maybe(0.6, GIFT["wrap"])
+    t.say(GIFT["visit"])
+    t.say(GIFT["give"])
     t.give(a, b, noun)
-    t.say(G["open"], b)
-    t.maybe(0.6, O["thanks"], b)
-    t.maybe(0.5, G["after"])
+    t.say(GIFT["open"], b)
+    t.maybe(0.6, COMMON["thanks"], b)
+    t.maybe(0.5, GIFT["after"])
     finish(t)
 
 
-K = book("""
+BREAKING = book("""
 #break
 {S} wanted to carry the {noun} to the [table|window|kitchen], but {his} foot slipped. The {noun} fell on the floor and broke.
 {S} was [running|dancing|jumping] around when {his} [arm|elbow|hand] hit the {noun}. It fell down and broke.
@@ -269,33 +269,33 @@ def broken(t: Tale) -> None:
     begin(t, named=True)
     noun = t.thing(FRAGILE, None)
     t.d["n"] = lx.number_word(t.number(3, 9))
-    t.say(K["belongs"])
-    t.log.append(("belongs", noun, f"{a.name}'s {t.d['kin2']}"))
+    t.say(BREAKING["belongs"])
+    t.log.append(("belongs", noun, f"{a.name}'s {t.d['kin2']}", t.d["kin2"]))
     t.para()
     t.parts.append(f"One {t.d['weekday']}, something happened.")
-    t.say(K["break"])
+    t.say(BREAKING["break"])
     t.broken.add(noun)
     t.log.append(("broke", a.name, noun))
-    t.maybe(0.6, K["pieces"])
+    t.maybe(0.6, BREAKING["pieces"])
     if "pieces" in t.parts[-1]:
         t.log.append(("count_pieces", noun, t.d["n"]))
-    t.maybe(0.5, O["sad"])
-    t.maybe(0.6, K["hide"])
-    t.say(K["truth"])
-    t.say(K["forgive"])
+    t.maybe(0.5, COMMON["sad"])
+    t.maybe(0.6, BREAKING["hide"])
+    t.say(BREAKING["truth"])
+    t.say(BREAKING["forgive"])
     t.para()
-    t.say(K["to_b"])
+    t.say(BREAKING["to_b"])
     t.log.append(("bond", b.name, t.d["bond"], a.name))
-    t.say(K["mend"], b)
+    t.say(BREAKING["mend"], b)
     t.log.append(("mended", b.name, noun))
-    t.maybe(0.5, K["dry"], b)
-    t.say(K["whole"])
+    t.maybe(0.5, BREAKING["dry"], b)
+    t.say(BREAKING["whole"])
     t.broken.discard(noun)
-    t.maybe(0.6, O["thanks"])
+    t.maybe(0.6, COMMON["thanks"])
     finish(t)
 
 
-B = book("""
+BORROWING = book("""
 #ask
 "May I borrow your {noun}?" asked {Sn}. "I will bring it back {when}."
 "Could you lend me the {noun}?" {s} asked. "I need it until {when2}."
@@ -338,236 +338,21 @@ def borrowed(t: Tale) -> None:
         day = t.pick(lx.WEEKDAYS)
     t.d["when"], t.d["When"], t.d["when2"] = f"on {day}", day, day
     t.d["pet"] = t.pick(("dog", "cat", "rabbit", "hen", "goat", "donkey"))
-    t.say(O["own"])
+    t.say(COMMON["own"])
     go_first(t)
     meet(t)
-    t.say(B["ask"], b)
-    t.say(B["lend"], a)
+    t.say(BORROWING["ask"], b)
+    t.say(BORROWING["lend"], a)
     t.give(a, b, noun)
     t.log.append(("promise", b.name, noun, f"on {day}"))
     t.para()
     t.d["when"] = day
-    t.say(B["wait"])
-    t.maybe(0.8, B["cross"])
+    t.say(BORROWING["wait"])
+    t.maybe(0.8, BORROWING["cross"])
     t.d["O's"] = a.name + "'s"
-    t.say(B["why"], b)
-    t.say(B["extra"], b)
+    t.say(BORROWING["why"], b)
+    t.say(BORROWING["extra"], b)
     t.give(b, a, noun)
-    t.say(B["fine"], a)
-    t.log.append(("feel", a.name, "angry", f"{b.name} did not bring the {noun} back in time"))
+    t.say(BORROWING["fine"], a)
+    t.log.append(("feel", a.name, "angry", f"{b.name} did not bring the {noun} back in time", "bring"))
     finish(t)
-
-
-F = book("""
-#see
-{At}, {s} saw something {spot}. It was {an_obj}!
-There, {spot}, lay {an_obj}.
-Something lay {spot}. {S} bent down. It was {an_obj}.
-#take
-{S} picked up the {noun} and looked around, but nobody was there.
-{S} took the {noun} in {his} hand. "Whose is it?" {he} [asked|wondered].
-"Somebody must miss this," said {Sn} and picked up the {noun}.
-#keep
-"I could keep it," {s} thought. But then {he} thought of the person who had lost it.
-It was so [nice|pretty|fine] that {s} wanted to keep it. "No," {he} said to {him}self, "it is not mine."
-#wait
-{S} waited [for an hour|for a long time], but nobody came.
-{S} asked [everybody|an old man|a woman with a pram|two children], but nobody knew [whose it was|the {noun}].
-#meet
-[Then|At last], {s} saw a {Ogirl} who was [crying|looking at the ground|walking slowly with a sad face].
-A {Ogirl} came running. {He2} looked [everywhere|sad|very worried].
-#who
-"I am {Sn}," said the {girl2}. "I have lost [something|my {noun}]. I was here [this morning|an hour ago|yesterday]."
-"My name is {Sn}," said the {girl2}. "I am looking for [something|my {noun}]. It was a present from my {kin2}."
-#test
-"What does it look like?" asked {Sn}. "It is {an_obj}," said {O}.
-"What have you lost?" {s} asked. "{An_obj}," said {O}.
-#give
-{S} gave the {noun} to {O}. "[Here it is|I found it {spot}|It was here {spot}]," {he} said.
-{S} smiled and handed {O} the {noun}.
-#reward
-{S} gave {O} [an apple|a sweet bun|a shiny button|a warm cookie|a small silver bell] to say thank you.
-"You are an honest {girl}," said {Sn}. "May I be your friend?"
-{S} wanted to give {O} [a coin|two coins|three coins], but {Ohe} shook {Ohis} head. "I was glad to do it," {Ohe} said.
-""")
-
-
-def finder(t: Tale) -> None:
-    """The hero finds a thing and finds its owner."""
-    a, b = t.a, t.b
-    begin(t)
-    t.scene(EVERYWHERE)
-    noun = t.thing(SMALL, None, colour=0.9)
-    t.d["He2"], t.d["girl2"] = b.He, b.kid
-    t.d["An_obj"] = t.d["an_obj"].capitalize()
-    go_first(t, anchor=0.3)
-    where = spot(t)
-    t.say(F["see"])
-    t.say(F["take"])
-    t.find(a, noun, where)
-    t.maybe(0.5, F["keep"])
-    t.maybe(0.6, F["wait"])
-    t.para()
-    t.say(F["meet"])
-    t.say(F["who"], b)
-    t.log.append(("owner", noun, b.name))
-    t.say(F["test"], a)
-    t.say(F["give"], a)
-    t.give(a, b, noun)
-    t.say(O["thanks"], b)
-    t.maybe(0.6, F["reward"], b)
-    finish(t)
-    t.maybe(0.3, O["moral_kind"][:1])
-
-
-T = book("""
-#steal
-[Suddenly|Just then], {an_acol} {animal} ran up, took the {noun} and ran away with it.
-[Suddenly|All at once], {an_acol} {animal} came [out of nowhere|from behind a wall], grabbed the {noun} and was gone.
-But {s} did not see the {acol} {animal} behind {him}. It took the {noun} and ran.
-#shout
-"Stop!" {s} shouted. "That is my {noun}!"
-"Come back!" cried {Sn}. "You cannot eat {an_art}!"
-{S} ran after the {animal}, but it was too fast.
-#up
-The {animal} stopped {spot} and [looked back|would not come out|did not move].
-The {animal} sat down {spot} and kept the {noun} between its feet.
-#idea
-"Wait," said {Sn}. "I know what {animals} like to eat. They like {food}."
-"We must not chase it," said {Sn}. "{Animals} love {food}. Let us get some."
-{S} had an idea. "Let us give it some {food}," {he} said.
-#bait
-{S} put some {food} on the ground and waited.
-{S} held out some {food} and [stood very still|spoke softly].
-{S} laid a little heap of {food} on a stone and stepped back.
-#eat
-The {animal} [smelled the food|came closer and closer], dropped the {noun} and ate the {food}.
-Step by step, the {animal} came back. It let go of the {noun} and ate the {food}.
-The {animal} looked at the {food}, then at the {noun}. It dropped the {noun} and ate [all of |]the {food}.
-#get
-{S} quickly picked up the {noun}. It was [wet|dirty|a little wet], but whole.
-Now {s} could take the {noun} back. There was [only a small scratch|one tooth mark|nothing wrong with it].
-#bye
-The {animal} {sound_past} and [went its way|walked off|looked very pleased].
-"You little thief," {s} said to the {animal} and [laughed|had to smile].
-""")
-_THIEVES = ("dog", "goat", "fox", "donkey", "pig", "goose", "squirrel", "cat", "bear", "horse")
-SOUND_PAST = {
-    "barks": "barked", "meows": "meowed", "squeaks": "squeaked", "talks": "talked", "neighs": "neighed",
-     "moos": "mooed",
-    "bleats": "bleated", "grunts": "grunted", "clucks": "clucked", "quacks": "quacked", "honks": "honked",
-    "brays": "brayed", "growls": "growled", "howls": "howled", "chatters": "chattered",
-     "snuffles": "snuffled",
-    "hoots": "hooted", "croaks": "croaked", "sings": "sang", "calls softly": "called softly",
-     "buzzes": "buzzed",
-    "caws": "cawed", "hisses": "hissed", "whistles": "whistled", "cries": "cried",
-}  # fmt: skip
-
-
-def set_animal(t: Tale, kinds: tuple[str, ...]) -> lx.AnimalKind:
-    """Chooses an animal: sets {animal}, {animals}, {acol}, {food}, {sound_past}."""
-    name = t.wish.animal if t.wish.animal in kinds else t.pick(kinds)
-    kind = lx.ANIMALS[name]
-    d = t.d
-    d["animal"], d["animals"], d["Animals"] = name, kind.plural, kind.plural.capitalize()
-    d["acol"], d["food"] = t.pick(kind.colours), t.pick(kind.foods)
-    d["an_acol"] = lx.with_article(d["acol"])
-    d["sound_past"] = SOUND_PAST.get(kind.sound, "looked around")
-    return kind
-
-
-def animal_thief(t: Tale) -> None:
-    """An animal runs off with a thing and gives it back for its favourite food."""
-    a, b = t.a, t.b
-    begin(t)
-    t.scene(OUTDOORS)
-    noun = t.thing(SMALL, a)
-    set_animal(t, _THIEVES)
-    d = t.d
-    while d["acol"] == d["obj"].split()[0]:
-        d["acol"], d["an_acol"] = "big", "a big"
-    t.say(O["own"])
-    go_first(t)
-    meet(t)
-    t.say(T["steal"])
-    t.lose(a, noun)
-    t.log.append(("stole", d["animal"], noun))
-    t.say(T["shout"])
-    where = spot(t)
-    t.say(T["up"])
-    t.para()
-    t.say(T["idea"], b)
-    t.say(T["bait"], b)
-    t.say(T["eat"])
-    t.log.append(("ate", d["animal"], d["food"]))
-    t.say(T["get"])
-    t.find(a, noun, where)
-    t.maybe(0.6, T["bye"])
-    t.maybe(0.5, O["thanks"])
-    finish(t)
-
-
-M = book("""
-#list
-{S's} {kin} gave {him} {coins} coins. "Please buy {item} and {item2}," {kin_he} said.
-{S's} {kin} needed {item} and {item2}. "Here are {coins} coins," {kin_he} said.
-{S} was to buy {item} and {item2} for {his} {kin}. {He} had {coins} coins.
-#first
-{At}, {s} found {item} for {p1}.
-{At}, a friendly [woman|man] sold {him} {item} for {p1}.
-{At}, {s} bought {item}. It cost {p1}.
-#second
-Then {s} asked for {item2}. That cost {p2}.
-Next, {s} bought {item2} for {p2}.
-For {item2}, {s} paid {p2}.
-#sum
-{S} counted. Together that was {total}, so {left} {was} left.
-"That makes {total}," {s} said. So {he} still had {left}.
-{S} looked into {his} hand. {Left} {was} left.
-#meet
-On the way home, {s} met {his} {bond} {O}, who looked [hungry|cold and hungry|tired].
-Near the last stall, {s} saw {his} {bond} {O}. {Ohe2} had forgotten {Ohis} lunch.
-#share
-With the money that was left, {s} bought a [bun|cookie|roll] and gave half of it to {O}.
-{S} thought for a moment. Then {he} bought a [bun|cookie|roll] for one coin and shared it with {O}.
-#home
-At home, {his} {kin} [looked into the basket|counted everything] and nodded. "Well done, {Sn}."
-{S} brought everything home. "You forgot nothing," said {his} {kin}. "[Well done|I am proud of you]."
-""")
-_GOODS = tuple(f for f in lx.FOODS.values() if f.maker not in ("inn",))
-
-
-def market_day(t: Tale) -> None:
-    """Shopping with a list: two prices, a sum, and a coin to share."""
-    begin(t)
-    t.scene(("market",))
-    d = t.d
-    i = t.number(0, len(_GOODS) - 1)
-    one, two = _GOODS[i], _GOODS[(i + t.number(1, len(_GOODS) - 1)) % len(_GOODS)]
-    p1, p2, extra = t.number(1, 7), t.number(1, 7), t.number(1, 5)
-    set_money(t, p1 + p2, extra)
-    d["item"], d["item2"], d["p1"], d["p2"], d["total"] = (
-        one.one,
-        two.one,
-        coins(p1),
-        coins(p2),
-        coins(p1 + p2),
-    )
-    d["Ohe2"] = t.b.He
-    t.noun = one.name
-    t.say(M["list"])
-    t.log.append(("had_coins", t.a.name, d["coins"]))
-    go_first(t, anchor=0)
-    t.say(M["first"])
-    t.say(M["second"])
-    t.log += [("cost", one.one, d["p1"]), ("cost", two.one, d["p2"]), ("left_both", t.a.name, d["left"])]
-    t.log.append(("total", d["total"]))
-    t.say(M["sum"])
-    t.para()
-    t.say(M["meet"])
-    t.log.append(("bond", t.b.name, d["bond"], t.a.name))
-    t.say(M["share"])
-    t.log.append(("shared", t.a.name, t.b.name))
-    t.maybe(0.6, O["thanks"], t.b)
-    t.say(M["home"])
-    finish(t, alone=True)

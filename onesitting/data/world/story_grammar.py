@@ -13,8 +13,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, fields, is_dataclass
+from dataclasses import fields, is_dataclass
 from functools import lru_cache
+from itertools import pairwise
 from random import Random
 from types import ModuleType
 
@@ -23,84 +24,15 @@ from onesitting.data.world import (
     lexicon,
     openings,
     stories,
+    stories_finds,
     stories_making,
     stories_nature,
     stories_people,
     stories_things,
 )
+from onesitting.data.world.story_parse import END_MARKS, Sentence, Violation, parse
 
 _N_HARVESTED = 10_000
-
-
-@dataclass(frozen=True, slots=True)
-class Violation:
-    """A rule that a story breaks."""
-
-    rule: str
-    sentence: int
-    """Number of the sentence, from 0; -1: the text as a whole."""
-    detail: str
-
-
-@dataclass(slots=True)
-class Sentence:
-    """A sentence of the narration; a quotation inside it is the token `"` and stands in `quotes`."""
-
-    tokens: list[str]
-    quotes: list[list[str]]
-    paragraph: int
-
-    @property
-    def words(self) -> list[str]:
-        """Lower-case words of the narration."""
-        return [t.lower() for t in self.tokens if t[0].isalnum()]
-
-
-_TOKEN = re.compile(r"[A-Za-z]+(?:['-][A-Za-z]+)*'?|\d+|[.!?]+|[^\sA-Za-z0-9]")
-_END = frozenset((".", "!", "?", "..."))
-
-
-def tokenize(text: str) -> list[str]:
-    """Words, numbers and marks of a text."""
-    return _TOKEN.findall(text)
-
-
-def parse(text: str) -> tuple[str, list[Sentence], list[Violation]]:
-    """Title (or empty), sentences of the body, and what is wrong with quotes and paragraphs."""
-    paragraphs = [p.strip() for p in text.strip().split("\n\n") if p.strip()]
-    title = ""
-    if len(paragraphs) > 1 and len(paragraphs[0].split()) <= 8 and paragraphs[0][-1] not in '."!':
-        title = paragraphs.pop(0)
-    elif len(paragraphs) > 1 and len(paragraphs[0].split()) <= 6 and '"' not in paragraphs[0] and paragraphs[0].istitle():
-        title = paragraphs.pop(0)
-    sentences: list[Sentence] = []
-    problems: list[Violation] = []
-    for number, paragraph in enumerate(paragraphs):
-        if paragraph.count('"') % 2:
-            problems.append(Violation("open quotation", len(sentences), paragraph[-40:]))
-        sentences += _sentences(paragraph, number)
-    return title, sentences, problems
-
-
-def _sentences(paragraph: str, number: int) -> Iterator[Sentence]:
-    current = Sentence([], [], number)
-    for i, part in enumerate(paragraph.split('"')):
-        if i % 2:
-            quote = tokenize(part)
-            # After a quotation that ended its sentence, another quotation begins a new one.
-            if current.tokens and current.tokens[-1] == '"' and current.quotes[-1] and current.quotes[-1][-1] in _END:
-                yield current
-                current = Sentence([], [], number)
-            current.tokens.append('"')
-            current.quotes.append(quote)
-            continue
-        for token in tokenize(part):
-            current.tokens.append(token)
-            if token in _END:
-                yield current
-                current = Sentence([], [], number)
-    if current.tokens:
-        yield current
 
 
 # -- words ------------------------------------------------------------------------------------------
@@ -129,7 +61,16 @@ def _module_strings(modules: Iterable[ModuleType]) -> Iterator[str]:
                 yield from _strings(value)
 
 
-_MODULES = (lexicon, grammar, openings, stories, stories_things, stories_people, stories_nature, stories_making)
+_MODULES = (
+    lexicon,
+    grammar,
+    openings,
+    stories,
+    stories_things,
+    stories_people,
+    stories_nature,
+    stories_making,
+)
 
 
 @lru_cache(maxsize=1)
@@ -145,7 +86,7 @@ def known_words() -> tuple[frozenset[str], frozenset[str]]:
     return frozenset(lower), frozenset(upper)
 
 
-_LOWER_TOO = frozenset(("hooray", "bravo", "surprise", "delicious", "wonderful", "psst", "nobody", "everybody"))
+_LOWER_TOO = frozenset(lexicon.words("hooray bravo surprise delicious wonderful psst nobody everybody"))
 
 
 @lru_cache(maxsize=1)
@@ -155,7 +96,7 @@ def _harvest_texts() -> tuple[str, ...]:
 
 
 _CLASSES: dict[str, str] = {}
-for _names, _class in (
+for check_names, _class in (
     (lexicon.GIRLS + lexicon.BOYS, "NAME"),
     (lexicon.PET_NAMES, "PET"),
     (tuple(lexicon.OBJECTS), "THING"),
@@ -167,17 +108,25 @@ for _names, _class in (
     (lexicon.MONTHS, "MONTH"),
     (lexicon.WEEKDAYS, "DAY"),
     (tuple(lexicon.PLACES), "PLACE"),
-    (tuple(stories_things.SOUND_PAST.values()), "SOUND"),
+    (tuple(stories_finds.SOUND_PAST.values()), "SOUND"),
 ):
-    for _name in _names:
-        if " " not in _name:
-            _CLASSES[_name] = _class
+    for _name in check_names:
+        _CLASSES[_name] = _class
 
 
 def _classes(tokens: list[str]) -> list[str]:
+    """Words with names, things, places… replaced by their class; a `fishing rod` is one thing."""
     out: list[str] = []
-    for token in tokens:
-        if token.endswith(("'s", "'")) and token.split("'")[0] in _CLASSES:
+    second = False
+    for token, following in zip(tokens, [*tokens[1:], ""], strict=True):
+        if second:
+            second = False
+            continue
+        pair = _CLASSES.get(f"{token} {following}")
+        if pair:
+            out.append(pair)
+            second = True
+        elif token.endswith(("'s", "'")) and token.split("'")[0] in _CLASSES:
             out += [_CLASSES[token.split("'")[0]], "'s"]
         else:
             out.append(_CLASSES.get(token) or _CLASSES.get(token.lower()) or token.lower())
@@ -197,7 +146,7 @@ def _known_pairs() -> frozenset[tuple[str, str]]:
         for sentence in parse(text)[1]:
             for run in _runs(sentence):
                 classes = ["<", *_classes(run)]
-                pairs.update(zip(classes, classes[1:], strict=False))
+                pairs.update(pairwise(classes))
     return frozenset(pairs)
 
 
@@ -209,25 +158,33 @@ _BE_WRONG = {
     "it": ("am", "are", "were", "have"), "both": ("was", "is"), "there": ("am",),
 }  # fmt: skip
 IRREGULAR_PAST = frozenset(
-    """was were had did went came ran saw took found gave got bought sold brought thought said told knew felt lost left
-    kept held hung sat stood lay laid fell broke flew threw blew grew drew began sang sank swam ate drank slept woke
-    wrote spoke rode drove met lit made became forgot led fed taught caught fought shook stole wore tore swept rang
-    built lent sent spent shone stuck dug won froze heard paid meant wound bent came undid beat hid could would might""".split()
+    lexicon.words("""was were had did went came ran saw took found gave got bought sold brought thought said
+    told knew felt lost left kept held hung sat stood lay laid fell broke flew threw blew grew drew began
+    sang sank swam ate drank slept woke wrote spoke rode drove met lit made became forgot led fed taught
+    caught fought shook stole wore tore swept rang built lent sent spent shone stuck dug won froze heard
+    paid meant wound bent came undid beat hid could would might""")
 )
-_SAME = frozenset("put cut read hit hurt let set shut cost burst spread stood lay need needed found felt left lit wound".split())
+_SAME = frozenset(
+    lexicon.words("""put cut read hit hurt let set shut cost burst spread stood lay need needed found felt
+    left lit wound""")
+)
 _PAST_ONLY = IRREGULAR_PAST - _SAME - {"could", "would", "might", "saw", "ground"}
-_BASE_AFTER = frozenset("to could would will must may can did shall might".split())
-_AUX = frozenset("is are am was were be been has have had do does did can could will would must may might shall let".split())
-_NO_AFTER_ARTICLE = frozenset(
-    """. , ! ? and or but he she they we i him them it is was are were to of in on at by for with from the a an his my
-    your our their said had has went ran did not then so because""".split()
+_BASE_AFTER = frozenset(lexicon.words("to could would will must may can did shall might"))
+_AUX = frozenset(
+    lexicon.words("""is are am was were be been has have had do does did can could will would must may might
+    shall let""")
 )
-_ARTICLES = frozenset(("a", "an", "the", "my", "your", "our", "their"))
+_NO_AFTER_ARTICLE = frozenset(
+    lexicon.words(""". , ! ? and or but he she they we i him them it is was are were to of in on at by for
+    with from the a an his my your our their said had has went ran did not then so because""")
+)
+_ARTICLES = frozenset(lexicon.words("a an the my your our their"))
 _PRESENT = frozenset(
-    """want know think like love see need hope wish eat live come go take give look say tell keep find feel make mean
-    help float floats sink sinks costs cost turns melts looks needs counts loses wants gets stay stays tells make makes
-    forgive worry thank listen look come stop wait try begin remember hold breathe kick grow grows turn call close watch
-    run blow bend pull put hurts works count play read write bring share hurry miss wonder belong""".split()
+lexicon.words("""want know think like love see need hope wish eat live come go take give look say tell
+    keep find feel make mean help float floats sink sinks costs cost turns melts looks needs counts loses
+    wants gets stay stays tells make makes forgive worry thank listen look come stop wait try begin
+    remember hold breathe kick grow grows turn call close watch run blow bend pull put hurts works count
+    play read write bring share hurry miss wonder belong""")
 )  # fmt: skip
 
 
@@ -257,7 +214,7 @@ def _marks(sentence: Sentence) -> Iterator[tuple[str, str]]:
     first, last = tokens[0], tokens[-1]
     if first != '"' and not (first[0].isupper() or first[0].isdigit()):
         yield "small first letter", first
-    if last != '"' and last not in _END:
+    if last != '"' and last not in END_MARKS:
         yield "no end mark", " ".join(tokens[-4:])
     for k, quote in enumerate(sentence.quotes):
         if not quote:
@@ -265,7 +222,7 @@ def _marks(sentence: Sentence) -> Iterator[tuple[str, str]]:
             continue
         at = [n for n, t in enumerate(tokens) if t == '"'][k]
         after = tokens[at + 1] if at + 1 < len(tokens) else ""
-        if quote[-1] not in _END and quote[-1] not in (",", ":") and not _is_name_quote(tokens, at):
+        if quote[-1] not in END_MARKS and quote[-1] not in (",", ":") and not _is_name_quote(tokens, at):
             yield "no mark at the end of a quotation", " ".join(quote[-3:])
         if quote[-1] == "." and after and after[0].islower():
             yield "full stop before the speaker", after
@@ -278,7 +235,7 @@ def _marks(sentence: Sentence) -> Iterator[tuple[str, str]]:
 
 def _is_name_quote(tokens: list[str], at: int) -> bool:
     """`On it was written: "For Mia".` — a quotation that is a part of the sentence."""
-    return at > 0 and tokens[at - 1] == ":" or (at + 1 < len(tokens) and tokens[at + 1] in _END)
+    return (at > 0 and tokens[at - 1] == ":") or (at + 1 < len(tokens) and tokens[at + 1] in END_MARKS)
 
 
 def _forms(run: list[str], lower: frozenset[str], upper: frozenset[str]) -> Iterator[tuple[str, str]]:
@@ -300,12 +257,37 @@ def _forms(run: list[str], lower: frozenset[str], upper: frozenset[str]) -> Iter
             yield "wrong article", f"{word} {following}"
         if word in _ARTICLES and after in _NO_AFTER_ARTICLE:
             yield "article before nothing", f"{token} {following}"
-        if after in _BE_WRONG.get(word, ()) and not (n and run[n - 1].lower() in ("if", "and", "both", "or", "of", "with", "to", "for", "did", "does", "do", "may", "can", "must", "see", "would")):
+        if after in _BE_WRONG.get(word, ()) and not (
+            n
+            and run[n - 1].lower()
+            in (
+                "if",
+                "and",
+                "both",
+                "or",
+                "of",
+                "with",
+                "to",
+                "for",
+                "did",
+                "does",
+                "do",
+                "may",
+                "can",
+                "must",
+                "see",
+                "would",
+            )
+        ):
             yield "agreement", f"{token} {following}"
-        if word in _BASE_AFTER and after in _PAST_ONLY and not (word == "can" and n and run[n - 1] == "watering"):
+        if (
+            word in _BASE_AFTER
+            and after in _PAST_ONLY
+            and not (word == "can" and n and run[n - 1] == "watering")
+        ):
             yield "verb form", f"{token} {following}"
     classes = ["<", *_classes(run)]
-    unseen = [p for p in zip(classes, classes[1:], strict=False) if p not in _known_pairs()]
+    unseen = [p for p in pairwise(classes) if p not in _known_pairs()]
     if len(unseen) > 1 + len(run) // 14:
         yield "odd word order", " / ".join(" ".join(p) for p in unseen)
 
@@ -314,5 +296,6 @@ def _has_verb(sentence: Sentence) -> bool:
     if sentence.quotes:
         return True
     return any(
-        w in IRREGULAR_PAST or w in _AUX or w in _SAME or w.endswith("ed") or w in _PRESENT for w in sentence.words
+        w in IRREGULAR_PAST or w in _AUX or w in _SAME or w.endswith("ed") or w in _PRESENT
+        for w in sentence.words
     )

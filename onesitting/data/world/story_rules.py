@@ -12,43 +12,33 @@ What a rule does not understand it lets pass: the checker looks for errors, it d
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, field
 
 from onesitting.data.world import lexicon as lx
 from onesitting.data.world.story_grammar import Sentence, Violation, check_form, parse
+from onesitting.data.world.story_mind import (
+    Mind,
+    base_name,
+    check_names,
+    check_pronouns,
+    check_speakers,
+    subject_of,
+)
 from onesitting.data.world.story_tables import (
-    BREAK, CLOSING, FEMALE, FOODS_OF, GENERIC_ANIMALS, GENERIC_THINGS, GET, GIVE, HOMOGRAPHS, INTRODUCERS, LOSE, MALE, NAMES, SOUND_OF, TIMES,
+    BREAK,
+    CLOSING,
+    FOODS_OF,
+    GENERIC_ANIMALS,
+    GENERIC_THINGS,
+    GET,
+    GIVE,
+    HOMOGRAPHS,
+    LOSE,
+    NAMES,
+    SOUND_OF,
+    TIMES,
 )  # fmt: skip
 
 __all__ = ["Violation", "check_story"]
-
-
-@dataclass(slots=True)
-class _Mind:
-    """What a reader of the story knows so far."""
-
-    cast: dict[str, bool] = field(default_factory=dict[str, bool])
-    """Name -> is a girl."""
-    recent: dict[bool, str] = field(default_factory=dict[bool, str])
-    """Last named girl (True) and boy (False)."""
-    before: dict[bool, str] = field(default_factory=dict[bool, str])
-    """`recent` as it was before the sentence that is being read."""
-    genders: list[set[bool]] = field(default_factory=list[set[bool]])
-    """Per sentence that mentions persons: their genders."""
-    holder: dict[str, str | None] = field(default_factory=dict[str, str | None])
-    broken: set[str] = field(default_factory=set[str])
-    lost: set[str] = field(default_factory=set[str])
-    colour: dict[str, str] = field(default_factory=dict[str, str])
-    seen: set[str] = field(default_factory=set[str])
-    """Things and animals that were mentioned."""
-    thing: str = ""
-    animal: str = ""
-    pets: dict[str, str] = field(default_factory=dict[str, str])
-    plural: bool = False
-    """The last sentence had a noun that looks like a plural."""
-    place: str = ""
-    moved: bool = False
-    time: int = -1
 
 
 def check_story(text: str) -> list[Violation]:
@@ -57,7 +47,7 @@ def check_story(text: str) -> list[Violation]:
         return [Violation("unfinished", -1, "too short for a story")]
     title, sentences, problems = parse(text)
     out = problems + check_form(sentences, title)
-    mind = _Mind()
+    mind = Mind()
     for i, sentence in enumerate(sentences):
         for rule, detail in _read(mind, sentence, i):
             out.append(Violation(rule, i, detail))
@@ -65,143 +55,15 @@ def check_story(text: str) -> list[Violation]:
     return out
 
 
-def _read(mind: _Mind, sentence: Sentence, i: int) -> list[tuple[str, str]]:
-    out = _names(mind, sentence, i)
-    out += _pronouns(mind, sentence, i)
-    out += _speakers(mind, sentence)
+def _read(mind: Mind, sentence: Sentence, i: int) -> list[tuple[str, str]]:
+    out = check_names(mind, sentence, i)
+    out += check_pronouns(mind, sentence, i)
+    out += check_speakers(mind, sentence)
     out += _things(mind, sentence)
     out += _animals(mind, sentence)
     out += _places(mind, sentence, i)
     out += _time(mind, sentence)
     return out
-
-
-# -- persons ----------------------------------------------------------------------------------------
-
-
-def _base(token: str) -> str:
-    return re.sub(r"'s?$", "", token)
-
-
-def _names(mind: _Mind, sentence: Sentence, i: int) -> list[tuple[str, str]]:
-    """Names come in at the opening or with a word that says who it is."""
-    out: list[tuple[str, str]] = []
-    runs = [sentence.tokens, *sentence.quotes]
-    for run in runs:
-        for n, token in enumerate(run):
-            name = _base(token)
-            girl = NAMES.get(name)
-            if girl is None:
-                continue
-            before = [t.lower() for t in run[max(0, n - 4) : n]]
-            after = [t.lower() for t in run[n + 1 : n + 4]]
-            if name not in mind.cast:
-                introduced = (
-                    i <= 2
-                    or any(w in INTRODUCERS for w in before)
-                    or (after[:1] == [","] and after[1:2] and after[1] in ("his", "her", "an", "a", "the", "who"))
-                    or after[:2] == ["two", "good"]
-                    or (run is not sentence.tokens and before[-2:] in (["i", "am"], ["name", "is"]))
-                    or (before[-1:] in (["and"], [","]) and any(_base(t) in mind.cast for t in run[:n]))
-                )
-                mind.cast[name] = girl
-                if not introduced:
-                    out.append(("name from nowhere", name))
-            for kid, is_girl in (("girl", True), ("boy", False)):
-                if girl != is_girl and (
-                    before[-2:] in ([kid, "named"], [kid, "called"])
-                    or (after[:1] in (["was"], ["is"]) and kid in [t.lower() for t in run[n + 2 : n + 5]])
-                ):
-                    out.append(("wrong gender", f"{kid} {name}"))
-    return out
-
-
-_NOT_PLURAL = frozenset("his was has is as its this always".split())
-_PRONOUNS = {"he": False, "him": False, "his": False, "himself": False, "she": True, "her": True, "herself": True}
-
-
-def _pronouns(mind: _Mind, sentence: Sentence, i: int) -> list[tuple[str, str]]:
-    """A pronoun needs a person of its gender in this sentence or shortly before."""
-    out: list[tuple[str, str]] = []
-    here: set[bool] = set()
-    mind.before = dict(mind.recent)
-    previous = mind.genders[-1] if mind.genders else set[bool]()
-    earlier = set[bool]().union(*mind.genders[-3:])
-    for n, token in enumerate(sentence.tokens):
-        word = token.lower()
-        name = _base(token)
-        if name in NAMES:
-            here.add(NAMES[name])
-            mind.recent[NAMES[name]] = name
-        elif word in FEMALE or _base(word) in FEMALE:
-            here.add(True)
-        elif word in MALE or _base(word) in MALE:
-            here.add(False)
-        elif word in _PRONOUNS:
-            girl = _PRONOUNS[word]
-            near = here | (previous if n == 0 or (n and sentence.tokens[n - 1] == '"' and not here) else earlier)
-            # A pronoun may come before its name: `In her bag, Mia…`.
-            ahead = {NAMES[_base(t)] for t in sentence.tokens[n:] if _base(t) in NAMES} if word in ("his", "her") else set[bool]()
-            if girl not in near | ahead:
-                out.append(("pronoun without a person", token))
-            here.add(girl)
-    words = sentence.words
-    together = words[:1] == ["they"] or words[:5] == ["the", "two", "of", "them"] or words[:2] == ["together", "they"]
-    if together and len(mind.cast) < 2 and not mind.plural and not mind.animal:
-        out.append(("they without two", " ".join(words[:5])))
-    if "they" in words or "them" in words or "both" in words:
-        here |= set(mind.cast.values())
-    mind.plural = any(w.endswith("s") and w[-2:] not in ("ss", "us", "is") for w in words if w not in _NOT_PLURAL)
-    if here:
-        mind.genders.append(here)
-    return out
-
-
-_SAID = frozenset("said cried asked called answered whispered shouted".split())
-
-
-def _speakers(mind: _Mind, sentence: Sentence) -> list[tuple[str, str]]:
-    """Nobody speaks to himself by name, and nobody gives to or thanks himself."""
-    out: list[tuple[str, str]] = []
-    tokens = sentence.tokens
-    for n, token in enumerate(tokens):
-        name, word = _base(token), token.lower()
-        if name in NAMES and n and sentence.quotes:
-            speaks = tokens[n - 1].lower() in _SAID or (n + 1 < len(tokens) and tokens[n + 1].lower() in _SAID)
-            for quote in sentence.quotes if speaks else []:
-                for m, said in enumerate(quote):
-                    vocative = m and quote[m - 1] == "," and m + 1 < len(quote) and quote[m + 1] in ("!", ".", "?", ",")
-                    about = quote[max(0, m - 2) : m] not in (["I", "am"], ["name", "is"]) and quote != [name, quote[-1]]
-                    if said == name and (vocative or about):
-                        out.append(("speaks to himself", name))
-        if word in ("gave", "handed", "thanked", "hugged", "told", "lent", "helped", "met", "asked") and n and n + 1 < len(tokens):
-            if tokens[n - 1] == tokens[n + 1] and tokens[n - 1] in NAMES:
-                out.append(("gives to himself", tokens[n - 1]))
-    names = [t for t in tokens if t in NAMES]
-    if not sentence.quotes and len(names) != len(set(names)) and "First" not in tokens:
-        out.append(("one person twice", max(names, key=names.count)))
-    if re.search(r"^(\w+) and (\w+) ", " ".join(tokens)) and len(names) >= 2 and names[0] == names[1] and tokens[1] == "and":
-        out.append(("one person twice", names[0]))
-    return out
-
-
-def _subject(mind: _Mind, tokens: list[str], n: int) -> str | None:
-    """Who acts at the verb at position n: the nearest person before it (or, after a quotation, before the comma)."""
-    for token in reversed(tokens[:n]):
-        name, word = _base(token), token.lower()
-        if token in NAMES:
-            return name
-        if word in ("he", "she"):
-            girl = word == "she"
-            first = next((_base(t) for t in tokens[:n] if t in NAMES), "")
-            return first if first and NAMES[first] == girl else mind.before.get(girl)
-        if word in ("they", "it", "who", "somebody", "nobody", "man", "woman", "postman", "boy", "girl") or word in lx.ANIMALS:
-            return None
-        if word in FEMALE or word in MALE:
-            return None
-        if token in (".", ";", ":"):
-            return None
-    return None
 
 
 # -- things -----------------------------------------------------------------------------------------
@@ -218,7 +80,7 @@ def _noun_at(tokens: list[str], n: int) -> str:
     return word if word in lx.OBJECTS and word not in HOMOGRAPHS else ""
 
 
-def _things(mind: _Mind, sentence: Sentence) -> list[tuple[str, str]]:
+def _things(mind: Mind, sentence: Sentence) -> list[tuple[str, str]]:
     """Things come in with `a` or an owner, keep their colour, and are had by one person at a time."""
     out: list[tuple[str, str]] = []
     for run in (sentence.tokens, *sentence.quotes):
@@ -228,7 +90,9 @@ def _things(mind: _Mind, sentence: Sentence) -> list[tuple[str, str]]:
                 continue
             first = n - noun.count(" ")
             before = [t.lower() for t in run[max(0, first - 2) : first]]
-            definite = "the" in before[-1:] or (before[:1] == ["the"] and before[-1:] and before[-1] in lx.COLOURS)
+            definite = "the" in before[-1:] or (
+                before[:1] == ["the"] and before[-1:] and before[-1] in lx.COLOURS
+            )
             if definite and noun not in mind.seen and noun not in GENERIC_THINGS:
                 out.append(("thing from nowhere", f"the {noun}"))
             mind.seen.add(noun)
@@ -240,27 +104,37 @@ def _things(mind: _Mind, sentence: Sentence) -> list[tuple[str, str]]:
     return out
 
 
-def _possession(mind: _Mind, sentence: Sentence) -> list[tuple[str, str]]:
+def _possession(mind: Mind, sentence: Sentence) -> list[tuple[str, str]]:
     out: list[tuple[str, str]] = []
     tokens = sentence.tokens
-    nouns = [(n, noun) for n in range(len(tokens)) if (noun := _noun_at(tokens, n)) and noun not in GENERIC_THINGS]
+    nouns = [
+        (n, noun) for n in range(len(tokens)) if (noun := _noun_at(tokens, n)) and noun not in GENERIC_THINGS
+    ]
     if nouns:
         mind.thing = nouns[-1][1]
     lowered = [t.lower() for t in tokens]
     for n, noun in nouns:
         own = next((m for m in (n - 1, n - 2) if m > 0 and lowered[m] in ("his", "her")), 0)
-        who = _subject(mind, tokens, own) if own else None
+        who = subject_of(mind, tokens, own) if own else None
         if who and noun not in mind.holder and NAMES[who] == (lowered[own] == "her"):
             mind.holder[noun] = who
     for n, word in enumerate(lowered):
-        if word not in GIVE and word not in GET and word not in LOSE and word not in BREAK and word not in ("had", "mended", "glued"):
+        if (
+            word not in GIVE
+            and word not in GET
+            and word not in LOSE
+            and word not in BREAK
+            and word not in ("had", "mended", "glued")
+        ):
             continue
-        stop = next((m for m in range(n + 1, len(tokens)) if lowered[m] in GIVE or lowered[m] in GET), len(tokens))
+        stop = next(
+            (m for m in range(n + 1, len(tokens)) if lowered[m] in GIVE or lowered[m] in GET), len(tokens)
+        )
         later = [noun for m, noun in nouns if n < m < stop]
         earlier = [noun for m, noun in nouns if m < n]
         it = "it" in lowered[n + 1 : n + 4] and not (word in GIVE and lowered[n + 1 : n + 3] != ["it", "to"])
         noun = later[0] if later else mind.thing if it else ""
-        who = _subject(mind, tokens, n)
+        who = subject_of(mind, tokens, n)
         if word in BREAK:
             target = noun or (earlier[-1] if earlier else mind.thing if "it" in lowered else "")
             if target:
@@ -273,14 +147,18 @@ def _possession(mind: _Mind, sentence: Sentence) -> list[tuple[str, str]]:
     if nouns and re.search(r"was (gone|missing|no longer|not there)|could not find", text):
         mind.holder[nouns[0][1]] = None
         mind.lost.add(nouns[0][1])
-    if nouns and re.search(r"there was the|it was the|could take the|here is the| lay |wiped|hugged the", text):
+    if nouns and re.search(
+        r"there was the|it was the|could take the|here is the| lay |wiped|hugged the", text
+    ):
         mind.lost.discard(nouns[0][1])
     if re.search(r"\bwhole\b|as good as new", text):
         mind.broken.clear()
     return out
 
 
-def _change_hands(mind: _Mind, word: str, who: str, noun: str, tokens: list[str], n: int) -> list[tuple[str, str]]:
+def _change_hands(
+    mind: Mind, word: str, who: str, noun: str, tokens: list[str], n: int
+) -> list[tuple[str, str]]:
     """One verb of giving, getting or losing; what it says of who has the thing."""
     out: list[tuple[str, str]] = []
     owner = mind.holder.get(noun, "")
@@ -291,7 +169,7 @@ def _change_hands(mind: _Mind, word: str, who: str, noun: str, tokens: list[str]
             out.append(("gives what another has", f"{who}: the {noun} of {owner}"))
         if owner is None and noun in mind.lost and word != "brought":
             out.append(("gives a lost thing", f"{who}: {noun}"))
-        taker = next((_base(t) for t in tokens[n + 1 :] if t in NAMES and t != who), "")
+        taker = next((base_name(t) for t in tokens[n + 1 :] if t in NAMES and t != who), "")
         if not taker:
             pronoun = next((t.lower() for t in tokens[n + 1 :] if t.lower() in ("him", "her")), "")
             taker = mind.recent.get(pronoun == "her", "") if pronoun else ""
@@ -307,7 +185,13 @@ def _change_hands(mind: _Mind, word: str, who: str, noun: str, tokens: list[str]
         if n + 1 < len(tokens) and tokens[n + 1].lower() in ("a", "an"):
             mind.holder[noun] = who
     elif tokens[n + 1 : n + 2] and tokens[n + 1].lower() != "turns":
-        if owner and owner != who and word in ("took", "found", "picked") and noun not in mind.lost and "from" not in tokens:
+        if (
+            owner
+            and owner != who
+            and word in ("took", "found", "picked")
+            and noun not in mind.lost
+            and "from" not in tokens
+        ):
             out.append(("takes what another has", f"{who}: the {noun} of {owner}"))
         mind.holder[noun] = who
         mind.lost.discard(noun)
@@ -317,7 +201,7 @@ def _change_hands(mind: _Mind, word: str, who: str, noun: str, tokens: list[str]
 # -- animals ----------------------------------------------------------------------------------------
 
 
-def _animals(mind: _Mind, sentence: Sentence) -> list[tuple[str, str]]:
+def _animals(mind: Mind, sentence: Sentence) -> list[tuple[str, str]]:
     """Animals come in with `a`, keep their colour, eat their food and make their sound."""
     out: list[tuple[str, str]] = []
     lowered = [t.lower() for t in sentence.tokens]
@@ -346,7 +230,13 @@ def _animals(mind: _Mind, sentence: Sentence) -> list[tuple[str, str]]:
         for word in lowered:
             sounds = SOUND_OF.get(word)
             person = any(t in NAMES for t in sentence.tokens) and word in ("called", "cried", "whistled")
-            if sounds and kind not in sounds and not person and not sentence.quotes and kind in (kinds or {mind.animal}):
+            if (
+                sounds
+                and kind not in sounds
+                and not person
+                and not sentence.quotes
+                and kind in (kinds or {mind.animal})
+            ):
                 out.append(("wrong sound", f"the {kind} {word}"))
         out += _food(kind, lowered)
     return out
@@ -358,7 +248,9 @@ def _food(kind: str, lowered: list[str]) -> list[tuple[str, str]]:
         return []
     eaten = {f for f in FOODS_OF if re.search(rf"\b(?<!under )(some|the|of) {f}\b", text)}
     wrong = [f for f in eaten if kind not in FOODS_OF[f]]
-    return [("wrong food", f"{kind}: {wrong[0]}")] if wrong and (" it " in text or f"the {kind}" in text) else []
+    return (
+        [("wrong food", f"{kind}: {wrong[0]}")] if wrong and (" it " in text or f"the {kind}" in text) else []
+    )
 
 
 # -- place and time ---------------------------------------------------------------------------------
@@ -367,17 +259,29 @@ _MOVE = re.compile(
     r"\b(?:went|walked|ran|hurried|came|set off|skipped)\b(?: (?:back|down the street|along a narrow road|over|off|away))*"
     r" (?:to|for) the (" + "|".join(sorted(lx.PLACES, key=len, reverse=True)) + r")\b"
 )
-_AT = re.compile(r"\b(at|in|by|on) the (" + "|".join(sorted(lx.PLACES, key=len, reverse=True)) + r")\b(?! (?:window|door|house))")
-_HOME = re.compile(r"\b(?:went|walked|ran|came|go|carried \w+|brought \w+|took \w+) (?:back )?home\b|\bthe next (?:day|morning)\b|\bon the birthday\b|\bat home\b|\bhouse of\b")
+_AT = re.compile(
+    r"\b(at|in|by|on) the ("
+    + "|".join(sorted(lx.PLACES, key=len, reverse=True))
+    + r")\b(?! (?:window|door|house))"
+)
+_HOME = re.compile(
+    r"\b(?:went|walked|ran|came|go|carried \w+|brought \w+|took \w+) (?:back )?home\b|\bthe next (?:day|morning)\b|\bon the birthday\b|\bat home\b|\bhouse of\b"
+)
 
 
-def _places(mind: _Mind, sentence: Sentence, i: int) -> list[tuple[str, str]]:
+def _places(mind: Mind, sentence: Sentence, i: int) -> list[tuple[str, str]]:
     """The tale is in one place at a time, and somebody has to go before it is in another."""
     out: list[tuple[str, str]] = []
     text = " ".join(t.lower() for t in sentence.tokens)
     move = _MOVE.search(text)
     here = _AT.search(text)
-    if here and lx.PLACES[here[2]].at == here[1] and "had " not in text and "lived" not in text and (not move or here.start() < move.start()):
+    if (
+        here
+        and lx.PLACES[here[2]].at == here[1]
+        and "had " not in text
+        and "lived" not in text
+        and (not move or here.start() < move.start())
+    ):
         if mind.place and mind.place != here[2]:
             out.append(("elsewhere without going", f"{here[0]}, but the tale is at the {mind.place}"))
         elif not mind.moved and i > 1:
@@ -393,17 +297,25 @@ def _places(mind: _Mind, sentence: Sentence, i: int) -> list[tuple[str, str]]:
     return out
 
 
-_LATER = re.compile(r"\b(every|each|next|days?|weeks?|later|tomorrow|until|last|months?|when|then one|after|from|all)\b")
+_LATER = re.compile(
+    r"\b(every|each|next|days?|weeks?|later|tomorrow|until|last|months?|when|then one|after|from|all)\b"
+)
 
 
-def _time(mind: _Mind, sentence: Sentence) -> list[tuple[str, str]]:
+def _time(mind: Mind, sentence: Sentence) -> list[tuple[str, str]]:
     """Within a day, the time of day does not run backward."""
     words = sentence.words
     named = [TIMES[w] for w in words if w in TIMES]
     if not named:
         return []
     text = " ".join(words)
-    if len(set(named)) > 1 or "had" in words or _LATER.search(text) or text.startswith(("one ", "once ")) or "whole" in words:
+    if (
+        len(set(named)) > 1
+        or "had" in words
+        or _LATER.search(text)
+        or text.startswith(("one ", "once "))
+        or "whole" in words
+    ):
         mind.time = -1
         return []
     if min(named) < mind.time:
@@ -417,13 +329,15 @@ def _time(mind: _Mind, sentence: Sentence) -> list[tuple[str, str]]:
 _NUMBERS = {word: n for n, word in enumerate(lx.NUMBERS)}
 
 
-def _as_a_whole(mind: _Mind, sentences: list[Sentence], text: str) -> list[Violation]:
+def _as_a_whole(mind: Mind, sentences: list[Sentence], text: str) -> list[Violation]:
     out: list[Violation] = []
     if len(sentences) < 4:
         out.append(Violation("unfinished", -1, "fewer than four sentences"))
     ending = {w for s in sentences[-2:] for run in (s.tokens, *s.quotes) for w in (t.lower() for t in run)}
     if not ending & CLOSING:
-        out.append(Violation("no ending", len(sentences) - 1, " ".join(sentences[-1].tokens) if sentences else ""))
+        out.append(
+            Violation("no ending", len(sentences) - 1, " ".join(sentences[-1].tokens) if sentences else "")
+        )
     out += [Violation("never found", -1, noun) for noun in sorted(mind.lost)]
     out += [Violation("never mended", -1, noun) for noun in sorted(mind.broken)]
     told: dict[str, int] = {}
@@ -444,7 +358,9 @@ def _money(text: str) -> list[Violation]:
     """What somebody had, minus what things cost, is what is left; four times a share is the whole."""
     lowered = text.lower()
     had = re.search(rf"(?:had|were|has|here are|gave (?:him|her)) {_COINS}", lowered)
-    left = re.search(rf"{_COINS} (?:was|were) left|had {_COINS} left|put {_COINS} back|still had {_COINS}", lowered)
+    left = re.search(
+        rf"{_COINS} (?:was|were) left|had {_COINS} left|put {_COINS} back|still had {_COINS}", lowered
+    )
     out: list[Violation] = []
     if had and left:
         rest = _NUMBERS[next(g for g in left.groups() if g)]
@@ -457,8 +373,13 @@ def _money(text: str) -> list[Violation]:
         if total and prices and sum(prices) != _NUMBERS[total[1]]:
             out.append(Violation("money does not add up", -1, f"{prices} is not {total[1]}"))
     share = re.search(r"four children and (\w+) \w+\. so each of them got (\w+)", lowered) or re.search(
-        r'there are (\w+)\. that makes (\w+) for each', lowered
+        r"there are (\w+)\. that makes (\w+) for each", lowered
     )
-    if share and share[1] in _NUMBERS and share[2] in _NUMBERS and _NUMBERS[share[1]] != 4 * _NUMBERS[share[2]]:
+    if (
+        share
+        and share[1] in _NUMBERS
+        and share[2] in _NUMBERS
+        and _NUMBERS[share[1]] != 4 * _NUMBERS[share[2]]
+    ):
         out.append(Violation("shares do not add up", -1, share[0]))
     return out

@@ -3,27 +3,30 @@
 from __future__ import annotations
 
 from onesitting.data.world import lexicon as lx
-from onesitting.data.world.stories_things import SOUND_PAST
+from onesitting.data.world.stories_finds import SOUND_PAST
 
 NAMES: dict[str, bool] = dict.fromkeys(lx.GIRLS, True) | dict.fromkeys(lx.BOYS, False)
 """First name -> is a girl's."""
-FEMALE = frozenset("grandmother mother aunt sister woman girl lady".split())
-MALE = frozenset("grandfather father uncle brother man boy king captain postman baker teacher seller shopkeeper".split())
+FEMALE = frozenset(lx.words("grandmother mother aunt sister woman girl lady"))
+MALE = frozenset(
+    lx.words("""grandfather father uncle brother man boy king captain postman baker teacher seller
+    shopkeeper""")
+)
 INTRODUCERS = frozenset(
-    """named called name friend friends neighbour cousin classmate brother sister old girl boy grandmother grandfather
-    mother father aunt uncle""".split()
+    lx.words("""named called name friend friends neighbour cousin classmate brother sister old girl boy
+    grandmother grandfather mother father aunt uncle""")
 )
 """Words before a name that say who somebody is."""
 
-GIVE = frozenset("gave handed lent sold brought".split())
-GET = frozenset("took found picked got bought grabbed received".split())
-LOSE = frozenset("lost dropped".split())
+GIVE = frozenset(["gave", "handed", "lent", "sold", "brought"])
+GET = frozenset(lx.words("took found picked got bought grabbed received"))
+LOSE = frozenset(["lost", "dropped"])
 BREAK = frozenset(("broke",))
-GENERIC_THINGS = frozenset("basket bell blanket bag box spoon hammer flute kite".split())
+GENERIC_THINGS = frozenset(lx.words("basket bell blanket bag box spoon hammer flute kite"))
 """Things that also occur by the way (`opened the box`), so that no story is about them for sure."""
 HOMOGRAPHS = frozenset(("saw", "top"))
 """Names of things that are mostly other words."""
-GENERIC_ANIMALS = frozenset(("dog", "bird", "mouse", "bear", "snail", "horse"))
+GENERIC_ANIMALS = frozenset(lx.words("dog bird mouse bear snail horse"))
 
 SOUND_OF: dict[str, set[str]] = {}
 for _kind in lx.ANIMALS.values():
@@ -38,8 +41,8 @@ for _kind in lx.ANIMALS.values():
 
 TIMES = {"morning": 0, "noon": 1, "afternoon": 2, "evening": 3, "night": 4}
 CLOSING = frozenset(
-    """smile smiled happy best home friends good laughed laughing never always joy asleep remember remembered better
-    wonderful lucky fine learned proud knew slept giggled afraid dream dreamed supper dinner still careful kind
-    ever smiling glad together""".split()
+    lx.words("""smile smiled happy best home friends good laughed laughing never always joy asleep remember
+    remembered better wonderful lucky fine learned proud knew slept giggled afraid dream dreamed supper
+    dinner still careful kind ever smiling glad together""")
 )
 """A story ends with one of these words in its last two sentences."""
