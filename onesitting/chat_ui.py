@@ -61,8 +61,8 @@ def chat(options: argparse.Namespace) -> None:
         tokenizer=tokenizer,
         sampling=sampling,
         system=options.system,
-        # Schemas cost a small model much of its context: offered only to one that learnt to use them.
-        tools=_tools() if cfg and "world" in cfg.chat and not options.no_tools else [],
+        # Offered only to a model that learnt to use them.
+        tools=fitting_tools(model, tokenizer) if cfg and "world" in cfg.chat and not options.no_tools else [],
         world_seed=cfg.seed if cfg else 0,
     )
     ink = Ink(sys.stdout)
@@ -118,7 +118,8 @@ def command(state: Chat, line: str, ink: Ink) -> bool:
         state.sampling = change_sampling(state.sampling, rest)
         ink.note(str(state.sampling))
     elif name == "tools":
-        state.tools = _tools() if _choice(rest, {"on": True, "off": False}) else []
+        wanted = _choice(rest, {"on": True, "off": False})
+        state.tools = fitting_tools(state.model, state.tokenizer) if wanted else []
         ink.note(f"tools: {', '.join(tool['function']['name'] for tool in state.tools) or 'none'}")
     elif name == "think":
         state.thinking = _choice(rest, {"on": True, "off": False, "auto": None})
@@ -236,10 +237,16 @@ def _run_tool(call: dict[str, Any], state: Chat) -> str:
     return call_tool(function["name"], function["arguments"], lookup_in(state.world_seed))
 
 
-def _tools() -> list[dict[str, Any]]:
+def fitting_tools(model: "Transformer", tokenizer: "Tokenizer") -> list[dict[str, Any]]:
+    """The first of the world's tools whose schemas leave half of the model's context to the conversation."""
     from onesitting.data.world.tools import TOOLS
+    from onesitting.tokenizer.chat import render
 
-    return list(TOOLS)
+    for n_tools in range(len(TOOLS), 0, -1):
+        ids, _ = render(tokenizer, [], TOOLS[:n_tools])
+        if len(ids) <= model.cfg.context_length // 2:
+            return list(TOOLS[:n_tools])
+    return []
 
 
 def generate_texts(options: argparse.Namespace) -> None:

@@ -250,11 +250,17 @@ def require_run(name: str) -> RunFolder:
 
 
 def require_folder(name: str) -> Path:
-    """The folder of that path; raises UserError with the runs that exist if there is none."""
+    """The folder of that path; raises UserError with the runs that exist if it is none, or the folder of all runs."""
     path = Path(name).expanduser()
-    if path.is_dir():
+    if path.is_dir() and not find_runs(path):
         return path
-    found = "is a file, not a folder" if path.exists() else "does not exist"
+    found = (
+        "is a folder of runs"
+        if path.is_dir()
+        else "is a file, not a folder"
+        if path.exists()
+        else "does not exist"
+    )
     raise UserError(f"'{name}' {found}; {_runs_near(path)}")
 
 

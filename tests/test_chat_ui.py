@@ -12,6 +12,7 @@ import subprocess
 import sys
 import termios
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,10 +22,10 @@ import torch.nn.functional as F
 from conftest import Cli
 
 from onesitting import chat_ui
-from onesitting.chat_ui import Chat, answer, change_sampling, command, fit_prompt
+from onesitting.chat_ui import Chat, answer, change_sampling, command, fit_prompt, fitting_tools
 from onesitting.checkpoint import save_model
 from onesitting.config import ModelConfig
-from onesitting.data.world.tools import CALCULATOR
+from onesitting.data.world.tools import CALCULATOR, TOOLS
 from onesitting.errors import UserError
 from onesitting.inference.sampling import Sampling
 from onesitting.model.transformer import Transformer
@@ -152,6 +153,16 @@ def test_oldest_turns_are_left_out_when_the_context_is_full(state: Chat):
     assert len(state.messages) == 61, "what is shown again by the person is not forgotten by the chat"
 
 
+def test_tools_leave_half_of_the_context_to_the_conversation(state: Chat):
+    for tool_budget in (256, 1024, 2048):
+        state.model.cfg = replace(state.model.cfg, context_length=tool_budget)
+        tools = fitting_tools(state.model, state.tokenizer)
+        ids, _ = render(state.tokenizer, [], tools)
+        assert len(ids) <= tool_budget // 2
+        assert tools == list(TOOLS[: len(tools)])
+    assert len(tools) == 3
+
+
 def test_a_message_longer_than_the_context_is_refused(state: Chat):
     state.messages.append({"role": "user", "content": "word " * 400})
     with pytest.raises(UserError, match="leave no room for a reply in a context of 256"):
@@ -170,7 +181,7 @@ def test_commands_change_the_chat(state: Chat):
     assert command(state, "/tools off", ink)
     assert state.tools == []
     assert command(state, "/tools on", ink)
-    assert len(state.tools) == 3
+    assert state.tools == [CALCULATOR]
     assert command(state, "/think on", ink)
     assert state.thinking is True
     assert command(state, "/help", ink)
@@ -209,7 +220,7 @@ def test_piped_lines_are_answered_one_by_one(cli: Cli, model_folder: Path):
     )
     assert done.returncode == 0, done.stderr
     lines = done.stdout.splitlines()
-    assert lines[0] == "tools: calculator, calendar, lookup"
+    assert lines[0] == "tools: calculator"
     assert lines[-1] == "unknown command /nonsense; /help lists the commands"
     assert "\x1b" not in done.stdout
     assert done.stderr == ""
