@@ -19,7 +19,7 @@ from onesitting.checks import check_config
 from onesitting.clock import Clock
 from onesitting.config import RunConfig
 from onesitting.data.prepare import prepare_conversations, prepare_documents
-from onesitting.data.sources import Problems, read_documents
+from onesitting.data.sources import sample_texts
 from onesitting.data.tokens import ChatFolder, TokenFolder
 from onesitting.data.world import World
 from onesitting.errors import UserError
@@ -328,11 +328,5 @@ def claim(folder: RunFolder, cfg: RunConfig) -> None:
 
 
 def text_sample(cfg: RunConfig) -> Iterator[str]:
-    """The first `tokenizer.train_mb` megabytes of the data, which the tokenizer is trained on."""
-    left = cfg.tokenizer.train_mb * 1e6
-    problems = Problems(cfg.corpus.max_bad_fraction)
-    for document in read_documents(cfg.data, cfg.corpus, problems, cfg.seed):
-        yield document.text
-        left -= len(document.text)
-        if left <= 0:
-            return
+    """About `tokenizer.train_mb` megabytes of the data, a share of each file, which the tokenizer is trained on."""
+    return sample_texts(cfg.data, cfg.corpus, cfg.tokenizer.train_mb, cfg.seed)

@@ -24,7 +24,15 @@ from onesitting.data.problems import Problems
 from onesitting.data.records import RecordError, conversation_of, guess_chat_form, guess_text_field
 from onesitting.errors import UserError
 
-__all__ = ["Conversation", "Document", "Problems", "expand", "read_conversations", "read_documents"]
+__all__ = [
+    "Conversation",
+    "Document",
+    "Problems",
+    "expand",
+    "read_conversations",
+    "read_documents",
+    "sample_texts",
+]
 
 WORLD = "world"
 HUB = "hub:"
@@ -101,6 +109,38 @@ def read_conversations(
                 records = read_records(path, problems)
                 yield from _conversations_of(records, str(path), corpus.chat_field, problems)
     problems.raise_if_too_many()
+
+
+def sample_texts(specs: Iterable[str], corpus: CorpusConfig, mb: float, seed: int = 0) -> Iterator[str]:
+    """About mb megabytes of text to train a tokenizer on: from each file its share, by size, from its
+    beginning.
+
+    Documents that will be held out may be among them: a vocabulary keeps next to nothing of one document.
+    """
+    sized = [(single, size) for spec in specs for single, size in _sized(spec, corpus, mb)]
+    share = mb * 1e6 / max(1.0, sum(size for _, size in sized))
+    problems = Problems(1.0)  # preparation will report them
+    due = used = 0.0
+    for single, size in sized:
+        due += share * size
+        if used >= due:
+            continue
+        for document in read_documents([single], corpus, problems, seed):
+            yield document.text
+            used += len(document.text.encode())
+            if used >= due:
+                break
+
+
+def _sized(spec: str, corpus: CorpusConfig, mb: float) -> Iterator[tuple[str, float]]:
+    """The files of a spec with their bytes on disk; a hub dataset counts as one that has enough."""
+    if spec == WORLD:
+        yield spec, corpus.world_mb * 1e6
+    elif spec.startswith(HUB):
+        yield spec, mb * 1e6
+    else:
+        for path in expand(spec):
+            yield str(path), float(path.stat().st_size)
 
 
 def _spec_documents(spec: str, corpus: CorpusConfig, problems: Problems, seed: int) -> Iterator[Document]:

@@ -157,8 +157,8 @@ def test_conversations_with_no_target_within_a_row_are_left_out(tmp_path: Path, 
     short = render(tokenizer, [{"role": "user", "content": "Hi."}, {"role": "assistant", "content": "Yes."}])
     chat = chat_folder(tmp_path / "both", [long_prompt, short]).train
     assert len(conversations_in(chat_rows(chat, row_length=32, seed=0, first_row=0, n_rows=1))) == 1
+    only = chat_folder(tmp_path / "one", [long_prompt]).train
     with pytest.raises(UserError, match="no conversation has a trained token within 32 tokens"):
-        only = chat_folder(tmp_path / "one", [long_prompt]).train
         chat_rows(only, row_length=32, seed=0, first_row=0, n_rows=1)
 
 

@@ -12,7 +12,7 @@ import zstandard
 from makers import story
 
 from onesitting.config import CorpusConfig
-from onesitting.data.sources import Problems, expand, read_conversations, read_documents
+from onesitting.data.sources import Problems, expand, read_conversations, read_documents, sample_texts
 from onesitting.errors import UserError
 
 TEXTS = [story(i) for i in range(30)]
@@ -191,9 +191,9 @@ def test_text_is_refused_as_conversations_and_the_reverse(tmp_path: Path):
     as_jsonl(tmp_path / "c.jsonl", CHATS)
     with pytest.raises(UserError, match="is no file of conversations"):
         messages(tmp_path / "x.txt")
-    with pytest.raises(UserError, match="corpus.chat_field"):
+    with pytest.raises(UserError, match="chat_field"):
         messages(tmp_path / "t.jsonl")
-    with pytest.raises(UserError, match="corpus.text_field"):
+    with pytest.raises(UserError, match="text_field"):
         texts(tmp_path / "c.jsonl")
 
 
@@ -216,3 +216,19 @@ def test_csv_rows_with_other_columns_are_bad(tmp_path: Path):
     problems = Problems(1)
     assert texts(tmp_path / "x.csv", problems=problems) == ["a\nb", "e"]
     assert problems.bad == {"wrong number of columns": 2}
+
+
+def test_a_sample_takes_from_each_file_its_share(tmp_path: Path):
+    for name, first in (("a", 0), ("b", 1000), ("c", 2000)):
+        as_jsonl(tmp_path / f"{name}.jsonl", [{"text": story(i)} for i in range(first, first + 300)])
+    (tmp_path / "d.txt").write_text("".join(story(i) for i in range(3000, 3100)), encoding="utf-8")
+    sample = list(
+        sample_texts([str(tmp_path / "[abc].jsonl"), str(tmp_path / "d.txt")], CorpusConfig(), 0.03)
+    )
+    from_each = [
+        sum(f"Story {first // 1000}" in t and len(t) < 1000 for t in sample) for first in (1000, 2000)
+    ]
+    assert 0.02e6 < sum(map(len, sample)) < 0.06e6
+    assert min(from_each) > 20
+    everything = list(sample_texts([str(tmp_path)], CorpusConfig(), 100))
+    assert len(everything) == 901
