@@ -3,10 +3,14 @@ import math
 from collections.abc import Sequence
 
 import pytest
+import torch
 
+from onesitting.config import ModelConfig
 from onesitting.data.world import World
 from onesitting.data.world.suite import Item, base_suite, suite
-from onesitting.evaluation.suite import RawReply, parsed, score_suite, wilson_interval
+from onesitting.evaluation.suite import RawReply, parsed, prompt_ids, run_suite, score_suite, wilson_interval
+from onesitting.model.transformer import Transformer
+from onesitting.tokenizer.bpe import Tokenizer, train_tokenizer
 
 WORLD = World(0)
 N = 12
@@ -136,3 +140,51 @@ def test_results_are_plain_enough_for_json():
     assert (
         json.loads(json.dumps({task: asdict(result) for task, result in results.items()}))["facts"]["n"] == 3
     )
+
+
+@pytest.fixture(scope="module")
+def model_and_tokenizer() -> tuple[Transformer, Tokenizer]:
+    made = [json.dumps(conversation) for conversation in WORLD.conversations("train", 200)]
+    tokenizer = train_tokenizer(made, 512)
+    cfg = ModelConfig(
+        n_layers=1, d_model=32, n_heads=2, n_kv_heads=1, head_dim=16, d_ff=64, vocab_size=tokenizer.vocab_size,
+        context_length=1024,
+    )  # fmt: skip
+    torch.manual_seed(0)
+    return Transformer(cfg), tokenizer
+
+
+def test_an_untrained_model_is_asked_greedily_and_scores_next_to_nothing(
+    model_and_tokenizer: tuple[Transformer, Tokenizer],
+):
+    model, tokenizer = model_and_tokenizer
+    items = suite(WORLD, 3)
+    results = run_suite(model, tokenizer, items, max_tokens=8, batch_size=2)
+    assert results == run_suite(model, tokenizer, items, max_tokens=8, batch_size=3)
+    assert results["stops"].n == 3 * len(items)
+    assert results["reading"].n == 3
+    assert sum(result.correct for task, result in results.items() if task != "stops") <= 2
+
+
+def test_completion_form_stops_at_the_end_of_the_line_except_in_stories(
+    model_and_tokenizer: tuple[Transformer, Tokenizer],
+):
+    model, tokenizer = model_and_tokenizer
+    results = run_suite(model, tokenizer, base_suite(WORLD, 2), mode="base", max_tokens=8)
+    assert {"stories", "reading", "facts", "arithmetic"} <= set(results)
+    assert all(
+        "\n" not in example.reply for task in ("reading", "facts") for example in results[task].examples
+    )
+
+
+def test_the_prompt_ends_where_the_reply_begins(model_and_tokenizer: tuple[Transformer, Tokenizer]):
+    _, tokenizer = model_and_tokenizer
+    item = suite(WORLD, 1)["tools"][0]
+    ids = prompt_ids(tokenizer, item, "chat")
+    assert tokenizer.decode(ids, skip_special=False).endswith("<|im_start|>assistant\n")
+    assert item.tools is not None
+    assert item.tools[0]["function"]["name"] in tokenizer.decode(ids)
+    base = base_suite(WORLD, 1)["facts"][0]
+    ids = prompt_ids(tokenizer, base, "base")
+    assert ids[0] == tokenizer.eos_id
+    assert tokenizer.decode(ids).endswith("Answer:")
