@@ -179,8 +179,9 @@ class Run:
         )  # fmt: skip
         self.clock.set(name, result.seconds)
         with self.clock.phase(name):
+            whole = distributed.unsharded(model)
             if self.ranks.rank == 0:
-                save_model(folder.model, model, self.tokenizer)
+                save_model(folder.model, whole, self.tokenizer)
                 summary = self.summary(name, result, n_parameters, flops, limit)
                 write_atomic(folder.path / "summary.json", json.dumps(summary, indent=1) + "\n")
             self.ranks.barrier()

@@ -13,7 +13,7 @@ import zlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import TypeVar, cast
+from typing import Any, TypeVar, cast
 
 import torch
 import torch.distributed as dist
@@ -21,8 +21,9 @@ from torch import Tensor, nn
 
 from onesitting.config import DeviceConfig
 from onesitting.errors import UserError
+from onesitting.model.transformer import Transformer
 from onesitting.train.device import detect, pick_kind
-from onesitting.train.shards import full, is_sharded
+from onesitting.train.shards import full, is_sharded, local, shard_like
 
 T = TypeVar("T")
 
@@ -172,10 +173,10 @@ def broadcast_model(model: nn.Module, ranks: Ranks) -> None:
             dist.broadcast(tensor.detach(), src=0)
 
 
-def shard_model(model: nn.Module, ranks: Ranks) -> nn.Module:
+def shard_model(model: Transformer, ranks: Ranks) -> Transformer:
     """The same model, each process holding 1/world of every parameter (FSDP2); unchanged for one process.
 
-    Blocks (`model.model.layers`) are gathered one at a time when they are needed. Gradients are summed over
+    Blocks are gathered one at a time when they are needed. Gradients are summed over
     processes. Every process must run the same number of forward and backward passes.
     Source: Zhao et al. 2023, arXiv:2304.11277; torch.distributed.fsdp.fully_shard.
     """
@@ -185,17 +186,38 @@ def shard_model(model: nn.Module, ranks: Ranks) -> nn.Module:
     from torch.distributed.fsdp import FSDPModule, fully_shard, register_fsdp_forward_method
 
     mesh = init_device_mesh(next(model.parameters()).device.type, (ranks.world,))
-    blocks = cast(Iterable[nn.Module], model.get_submodule("model.layers").children())
-    for module in (*blocks, model):
+    for module in (*model.model.layers, model):
         fully_shard(module, mesh=mesh)
         sharded = cast(FSDPModule, module)
         sharded.set_gradient_divide_factor(1.0)  # a sum: FSDP would average
         sharded.set_force_sum_reduction_for_comms(True)  # gloo knows no other reduction
-    if hasattr(model, "hidden"):
-        register_fsdp_forward_method(model, "hidden")
+    register_fsdp_forward_method(model, "hidden")
     return model
 
 
 def full_state(model: nn.Module) -> dict[str, Tensor]:
     """The whole state dict on every process, sharded or not; all processes must call it."""
+    for module in model.modules():  # after a forward pass without a backward one, the root is still gathered
+        if hasattr(module, "reshard"):
+            cast(Any, module).reshard()
     return {name: full(tensor.detach()) for name, tensor in model.state_dict().items()}
+
+
+def unsharded(model: Transformer) -> Transformer:
+    """The model itself, or a whole copy on the processor if it is sharded; then all processes must call it.
+
+    What writes or reads model folders works on whole models and knows nothing of processes.
+    """
+    if not hasattr(model, "reshard"):
+        return model
+    whole = Transformer(model.cfg, seed=None)
+    whole.load_state_dict(full_state(model))
+    return whole
+
+
+@torch.no_grad()
+def load_unsharded(model: Transformer, whole: Transformer) -> None:
+    """Put the weights of a whole model, the same on every process, into `model`."""
+    if whole is not model:
+        for parameter, source in zip(model.parameters(), whole.parameters(), strict=True):
+            local(parameter).copy_(shard_like(parameter, source.detach().to(local(parameter).device)))

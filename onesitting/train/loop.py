@@ -297,7 +297,9 @@ class Loop:
         self.model.eval()
         with torch.inference_mode(), self.plan.autocast():
             state.evaluation = self.stage.evaluate(self.model)
-            texts = self.stage.samples(self.model, state.step) if self.ranks.rank == 0 else []
+            # A sharded model speaks only if all processes take part.
+            speaks = self.ranks.rank == 0 or self.cfg.device.shard == "fsdp"
+            texts = self.stage.samples(self.model, state.step) if speaks else []
         self.model.train()
         value = state.evaluation.get("bits_per_byte", math.inf)
         if value < state.best_value:
@@ -340,9 +342,9 @@ class Loop:
         state.target = self.target.state_dict()
         state.scaler = self.scaler.state_dict() if self.scaler else {}
         path = self.folder.checkpoints / f"{state.step:06d}"
-        tensors = self.optimizer.state_tensors()
+        model, tensors = distributed.unsharded(self.model), self.optimizer.state_tensors()
         if self.ranks.rank == 0 and not path.exists():
-            save_checkpoint(path, self.model, self.tokenizer, tensors=tensors, state={"loop": asdict(state)})
+            save_checkpoint(path, model, self.tokenizer, tensors=tensors, state={"loop": asdict(state)})
             best = f"{state.best_step:06d}" if state.best_step >= 0 else None
             prune_checkpoints(self.folder.checkpoints, self.cfg.checkpoint.keep_last, best)
         self.ranks.barrier()
@@ -373,7 +375,9 @@ class Loop:
                 keep_jsonl(path, lambda record: record.get("step", 0) <= self.state.step)
 
     def load(self, path: Any) -> None:
-        tensors, state = load_checkpoint(path, self.model)
+        whole = distributed.unsharded(self.model)
+        tensors, state = load_checkpoint(path, whole)
+        distributed.load_unsharded(self.model, whole)
         self.optimizer.load_state_tensors(tensors)
         self.state = LoopState(**state["loop"])
         self.target.load_state_dict(self.state.target)

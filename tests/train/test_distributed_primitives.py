@@ -101,7 +101,13 @@ def job_sharded(ranks):
     optimizer = build_optimizer(resumed, OptimConfig(), torch.float32)
     optimizer.load_state_tensors(result["state"])
     again = {name: tensor.clone() for name, tensor in optimizer.state_tensors().items()}
-    return {**result, "again": again, "n_local": sum(sizes)}
+    # A validation leaves the last weights gathered; saving right after it must still find all of them.
+    with torch.inference_mode():
+        model.hidden(torch.zeros(1, 4, dtype=torch.int64))
+    whole = distributed.unsharded(model)
+    distributed.load_unsharded(resumed, whole)
+    loaded = distributed.full_state(resumed)
+    return {**result, "again": again, "n_local": sum(sizes), "saved": whole.state_dict(), "loaded": loaded}
 
 
 def job_agreement(ranks):
@@ -161,6 +167,9 @@ def test_two_processes_train_as_one_with_the_same_global_batch(job, alone, two):
         assert first["n_local"] + second["n_local"] == n_parameters
         assert first["n_local"] < 0.6 * n_parameters
         assert all(torch.equal(first["again"][name], tensor) for name, tensor in first["state"].items())
+        for name, tensor in first["weights"].items():
+            assert torch.equal(first["saved"][name], tensor)
+            assert torch.equal(second["loaded"][name], tensor)
 
 
 def test_processes_agree_sum_and_share(two):
@@ -182,10 +191,11 @@ def test_alone_nothing_is_communicated():
     assert ranks.broadcast("x") == "x"
     sums = {"loss": torch.tensor(2.0)}
     assert ranks.sum_tensors(sums) is sums
-    model = nn.Linear(2, 2)
+    model = Transformer(SHAPE)
     distributed.all_reduce_gradients(model, ranks)
-    assert model.weight.grad is None
+    assert all(parameter.grad is None for parameter in model.parameters())
     assert distributed.shard_model(model, ranks) is model
+    assert distributed.unsharded(model) is model
     ranks.barrier()
     distributed.shutdown(ranks)
 
