@@ -6,7 +6,6 @@ with `measure`, a few real training steps are timed instead. What is not known i
 
 import math
 import shutil
-import time
 import tomllib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -21,17 +20,16 @@ from onesitting.config import ModelConfig, PretrainConfig, RunConfig, SFTConfig
 from onesitting.data.sources import expand
 from onesitting.errors import UserError
 from onesitting.evaluation.curves import short_number
-from onesitting.evaluation.report_text import duration, percent
+from onesitting.evaluation.report_text import duration
 from onesitting.model.flops import count_parameters, flops_per_token, training_memory_bytes
-from onesitting.model.transformer import Transformer
 from onesitting.pipeline import SUITE_GUESS
+from onesitting.plan_speed import measure_speed, predict_speed
 from onesitting.plan_text import show_plan
 from onesitting.runlog import RunFolder
 from onesitting.train.budget import parse_budget
 from onesitting.train.device import DevicePlan, plan_device
 from onesitting.train.hardware import detect
 from onesitting.train.limit import measure_matrix_limit
-from onesitting.train.optim import build_optimizer
 
 # Speeds for estimates, measured on two cores of an AMD EPYC (Zen 4); a run's own are in its timing.json.
 START_S = 4.0  # Python, torch and the first look at the machine
@@ -39,14 +37,11 @@ WORLD_BYTES_PER_S = 5.0e6
 TOKENIZER_BYTES_PER_S = 2.5e6
 PREPARE_BYTES_PER_S = 8.0e6
 BYTES_PER_TOKEN = 3.5  # of English prose with a few thousand entries; a run's own is in tokens.json
-EXPECTED_FRACTION = {"cpu": 0.45, "cuda": 0.35}  # of the matrix limit that a whole training step reaches
-EXPECTED_FRACTION_ELSEWHERE = 0.25
 SUITE_MAX_S = 40.0  # one pass of the question suite, at most, until one has been timed
 COMPRESSION = {".gz": 3.0, ".zst": 3.0, ".parquet": 2.0}  # text bytes in a byte of such a file, about
 
 BASE_BYTES = 0.5e9  # Python, torch and the pages of the token files that are in use
 MAX_PASSES = 4  # more passes over the same text add little: Muennighoff et al. 2023, arXiv:2305.16264
-MEASURE_S = 4.0  # seconds of timed steps with --measure, after the first
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -116,13 +111,13 @@ def make_plan(cfg: RunConfig, *, measure: bool = False) -> Plan:
     limit = measure_matrix_limit(device, model)
     run = RunFolder(Path(cfg.out).expanduser() / cfg.name)
     phases = _phases_before(cfg, run)
+    length = cfg.pretrain.context_length or model.context_length
+    flops = flops_per_token(model, length)
     if measure:
-        speed, source = measure_speed(cfg, model, device)
+        speed = measure_speed(cfg, model, device)
     else:
-        fraction = EXPECTED_FRACTION.get(device.device, EXPECTED_FRACTION_ELSEWHERE)
-        speed = fraction * limit / flops_per_token(model, _row_length(cfg.pretrain, model))
-        source = f"predicted: {percent(fraction)} of this machine's {limit / 1e9:,.0f} GFLOP/s, just measured"
-    stages = _stages(cfg, model, device, speed, sum(seconds for _, seconds in phases))
+        speed = predict_speed(run.path.parent, device, limit, flops, count_parameters(model))
+    stages = _stages(cfg, model, device, speed.tokens_per_s, sum(seconds for _, seconds in phases))
     suite_s = suite_seconds(cfg)
     for stage in stages:
         phases.append((stage.name, stage.seconds))
@@ -139,9 +134,9 @@ def make_plan(cfg: RunConfig, *, measure: bool = False) -> Plan:
         reasons=device.reasons,
         n_parameters=n_parameters,
         vocab_size=model.vocab_size,
-        flops_per_token=flops_per_token(model, _row_length(cfg.pretrain, model)),
+        flops_per_token=flops,
         limit_flops_per_s=limit,
-        speed_source=source,
+        speed_source=speed.source,
         stages=stages,
         phases=phases,
         budget_s=budget.seconds,
@@ -254,48 +249,6 @@ def _stages(
             )
         )
     return stages
-
-
-def measure_speed(cfg: RunConfig, model_cfg: ModelConfig, device: DevicePlan) -> tuple[float, str]:
-    """(tokens a second, how it was found): forward, backward and update of the real model on random tokens.
-
-    It runs uncompiled: compiling would take longer than the measurement.
-    """
-    model = Transformer(model_cfg, seed=0).to(device.torch_device).train()
-    optimizer = build_optimizer(model, cfg.optim)
-    length = _row_length(cfg.pretrain, model_cfg)
-    rows = min(
-        device.micro_batch_rows(length, cfg.pretrain.micro_batch_rows),
-        max(1, cfg.pretrain.step_tokens // length),
-    )
-    ids = torch.randint(0, model_cfg.vocab_size, (rows, length + 1), device=device.torch_device)
-
-    def micro_step() -> float:
-        began = time.perf_counter()
-        with device.autocast():
-            loss = model(ids[:, :-1].contiguous(), targets=ids[:, 1:].contiguous())
-        (loss / (rows * length)).backward()
-        _ = float(loss.detach())  # waits until the device is done
-        return time.perf_counter() - began
-
-    def update() -> float:
-        began = time.perf_counter()
-        optimizer.step(1e-6)
-        _ = float(next(model.parameters()).detach().sum())
-        return time.perf_counter() - began
-
-    micro_step()  # buffers and libraries are made on the first pass
-    update()
-    end, times = time.perf_counter() + MEASURE_S, [(micro_step(), update())]
-    while time.perf_counter() < end and len(times) < 10:
-        times.append((micro_step(), update()))
-    micro_s, update_s = (min(values) for values in zip(*times, strict=True))
-    step_s = cfg.pretrain.step_tokens / (rows * length) * micro_s + update_s
-    compiled = ", not compiled (the run compiles and may be faster)" if device.compile else ""
-    return (
-        cfg.pretrain.step_tokens / step_s,
-        f"measured: the best of {len(times)} steps of this model just now{compiled}",
-    )
 
 
 def _memory_bytes(model: ModelConfig, device: DevicePlan, stages: Sequence[StagePlan]) -> float:

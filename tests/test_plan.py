@@ -1,11 +1,11 @@
 """A plan adds up, follows the settings, and warns of what would not work."""
 
+import json
 from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
 
 import pytest
-from onesitting.model.flops import count_parameters
 from rich.console import Console
 
 from onesitting import plan as planning
@@ -18,8 +18,12 @@ from onesitting.config import (
     SFTConfig,
 )
 from onesitting.errors import UserError
+from onesitting.model.flops import count_parameters
 from onesitting.plan import Plan, find_warnings, make_plan
+from onesitting.plan_speed import EXPECTED_FRACTION, predict_speed
 from onesitting.plan_text import show_plan
+from onesitting.recipe import write_config
+from onesitting.runlog import RunFolder
 from onesitting.train.device import plan_device
 from onesitting.train.hardware import detect
 
@@ -111,6 +115,30 @@ def test_measured_speed_is_positive_and_says_that_it_was_measured(cfg: RunConfig
     plan = make_plan(cfg, measure=True)
     assert plan.stages[0].tokens_per_s > 0
     assert plan.speed_source.startswith("measured")
+
+
+def test_an_earlier_run_on_this_device_says_which_fraction_of_the_limit_is_reached(tmp_path: Path) -> None:
+    device = plan_device(RunConfig().device, detect())
+    here = {"device": device.name, "dtype": device.dtype}
+    for name, n_parameters, fraction in (("small", 1_000_000, 0.2), ("large", 100_000_000, 0.6)):
+        run = RunFolder(tmp_path / name)
+        run.stage("pretrain").path.mkdir(parents=True)
+        write_config(RunConfig(name=name, out=str(tmp_path)), run.config_path)
+        summary = {**here, "n_parameters": n_parameters, "fraction_of_limit": fraction}
+        (run.stage("pretrain").path / "summary.json").write_text(json.dumps(summary))
+    near_large, near_small = (
+        predict_speed(tmp_path, device, limit=1e12, flops=1e6, n_parameters=size)
+        for size in (60_000_000, 2_000_000)
+    )
+    assert near_large.tokens_per_s == pytest.approx(0.6e6)
+    assert "as run large reached" in near_large.source
+    assert near_small.tokens_per_s == pytest.approx(0.2e6)
+
+
+def test_without_an_earlier_run_the_prediction_calls_itself_an_assumption(plan: Plan) -> None:
+    assert "assumption" in plan.speed_source
+    used = plan.stages[0].tokens_per_s * plan.flops_per_token / plan.limit_flops_per_s
+    assert used == pytest.approx(EXPECTED_FRACTION)
 
 
 def test_bits_per_byte_are_not_known_without_a_measured_run(cfg: RunConfig, plan: Plan) -> None:

@@ -49,7 +49,7 @@ def _size(done: Sequence["StageReport"]) -> list[str]:
         return []
     kind = "tiny" if n_parameters < 10e6 else "very small" if n_parameters < 200e6 else "small"
     lines = [
-        f"It is a {kind} model: {n_parameters / 1e6:,.1f} million parameters, where the assistants that "
+        f"It is a {kind} model: {n_parameters:,} parameters, where the assistants that "
         "people know have thousands of times as many. Expect fluent form long before reliable content."
     ]
     if done[0].stage == "pretrain" and tokens and tokens < TOKENS_PER_PARAMETER * n_parameters:

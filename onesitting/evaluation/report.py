@@ -4,7 +4,8 @@ It reads the run folder alone, never a process, and shows what is not there as m
 
     config.toml               the resolved configuration
     timing.json               {"budget_s": seconds | null, "phases": [{"phase": name, "seconds": float}, …]}
-    <stage>/summary.json      the keys of SUMMARY_KEYS; written when the stage is done
+    <stage>/summary.json      the keys of SUMMARY_KEYS; written when the stage is done. Without
+                              real_token_fraction it is tokens / (steps * step_tokens)
     <stage>/metrics.jsonl     lines with step, tokens, elapsed_s, loss, lr_factor; lines with evaluation
     <stage>/evaluation.json   {task: {n, correct, accuracy, ci_low, ci_high, baseline, examples}}
     <stage>/samples.jsonl     lines with step, prompt, text, seed
@@ -106,7 +107,7 @@ class Report:
 def read_report(run: RunFolder) -> Report:
     """Collect a report from a run folder. Raises UserError if it is not the folder of a run."""
     cfg = resolve(load_recipe(run.path), {})
-    stages = [_read_stage(stage, run.stage(stage)) for stage in cfg.stages]
+    stages = [_read_stage(cfg, stage, run.stage(stage)) for stage in cfg.stages]
     finished = all(stage.status == "done" for stage in stages)
     budget = _read_budget(run, cfg, finished)
     return Report(
@@ -116,7 +117,7 @@ def read_report(run: RunFolder) -> Report:
         stages=stages,
         budget=budget,
         limits=describe_limits(cfg, stages),
-        missing=_missing(stages, budget),
+        missing=_missing(cfg, stages, budget),
         commands=_commands(run, cfg, stages, finished),
     )
 
@@ -171,12 +172,15 @@ def _points(records: list[dict[str, Any]], key: str) -> list[tuple[float, float]
     return [(r["tokens"], r[key]) for r in records if is_number(r.get(key)) and is_number(r.get("tokens"))]
 
 
-def _read_stage(name: str, folder: StageFolder) -> StageReport:
+def _read_stage(cfg: RunConfig, name: str, folder: StageFolder) -> StageReport:
     summary = _read_json(folder.path / "summary.json") or {}
     metrics = read_jsonl(folder.metrics_path)
     numbers = {key: summary.get(key) for key in SUMMARY_KEYS}
     if not summary and metrics:
         numbers |= _numbers_so_far(metrics)
+    if numbers["real_token_fraction"] is None and numbers["steps"] and numbers["tokens"]:
+        step_tokens = (cfg.pretrain if name == "pretrain" else cfg.sft).step_tokens  # places in a step
+        numbers["real_token_fraction"] = numbers["tokens"] / (numbers["steps"] * step_tokens)
     samples = read_jsonl(folder.samples_path)
     last_step = max((record.get("step", 0) for record in samples), default=0)
     suite = _read_json(folder.path / "evaluation.json") or {}
@@ -223,13 +227,13 @@ def _read_budget(run: RunFolder, cfg: RunConfig, finished: bool) -> BudgetReport
     )
 
 
-def _missing(stages: list[StageReport], budget: BudgetReport) -> list[str]:
+def _missing(cfg: RunConfig, stages: list[StageReport], budget: BudgetReport) -> list[str]:
     missing: list[str] = []
     for stage in stages:
         if stage.status != "done":
             missing.append(f"{stage.stage} is {stage.status}")
             continue
-        if not stage.suite:
+        if not stage.suite and cfg.evaluation.suite != "none":
             missing.append(f"no question suite was run on the model after {stage.stage}")
         if stage.numbers["bits_per_byte"] is None:
             missing.append(f"no bits per byte were measured for {stage.stage}")

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from onesitting.config import RunConfig
+from onesitting.config import EvaluationConfig, RunConfig
 from onesitting.errors import UserError
 from onesitting.evaluation.curves import Curve, draw_curves, short_number
 from onesitting.evaluation.report import print_report, read_curve, read_report, write_report
@@ -150,6 +150,21 @@ def test_an_unfinished_stage_shows_what_its_metrics_say_and_nothing_else(run: Ru
     assert "sft is unfinished" in report.missing
     assert any(command.startswith("onesitting run ") for _, command in report.commands)
     assert not any(command.startswith("onesitting chat") for _, command in report.commands)
+
+
+def test_the_fraction_of_real_tokens_follows_from_tokens_and_steps(run: RunFolder) -> None:
+    summary = {key: value for key, value in SUMMARY.items() if key != "real_token_fraction"}
+    (run.stage("sft").path / "summary.json").write_text(json.dumps(summary | {"tokens": 4 * 8192 * 3 // 4}))
+    assert read_report(run).stages[1].numbers["real_token_fraction"] == 0.75
+
+
+def test_a_suite_that_was_not_asked_for_is_not_missing(run: RunFolder) -> None:
+    for stage in ("pretrain", "sft"):
+        (run.stage(stage).path / "evaluation.json").unlink()
+    assert any("question suite" in line for line in read_report(run).missing)
+    cfg = RunConfig(name="demo", out=str(run.path.parent), evaluation=EvaluationConfig(suite="none"))
+    write_config(cfg, run.config_path)
+    assert not read_report(run).missing
 
 
 def test_an_empty_run_is_reported_as_not_started(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
