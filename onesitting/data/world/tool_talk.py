@@ -178,7 +178,7 @@ def _request(world: "World", rng: Random, split: Split, tools: list[JSON]) -> Re
 def _offered(rng: Random, without: JSON | None = None) -> list[JSON]:
     """One to three of the tools in any order."""
     tools = [tool for tool in TOOLS if tool is not without]
-    return rng.sample(tools, min(len(tools), rng.choice((1, 2, 3, 3))))
+    return rng.sample(tools, min(len(tools), rng.choice((1, 2, 2, 3))))
 
 
 def _guessed_call(rng: Random, tools: list[JSON]) -> Message:
@@ -201,11 +201,11 @@ def _use_turn(world: "World", rng: Random, request: Request, talk: Talk, *, ques
 
 
 def use_talk(world: "World", rng: Random, split: Split) -> Talk:
-    """One to three requests, each with a call, its result and the answer; the last call can be scored."""
+    """One or two requests, each with a call, its result and the answer; the last call can be scored."""
     tools = _offered(rng)
     talk = Talk("tools", tools=tools)
     # The schemas are longer than the talk: several requests under one set of them are read for the price of one.
-    for _ in range(rng.choice((1, 2, 2))):
+    for _ in range(rng.choice((1, 1, 2))):
         if rng.random() < 0.12:
             small_talk_turn(rng, talk)
         request = _request(world, rng, split, tools)
