@@ -39,7 +39,7 @@ from onesitting.train.limit import measure_matrix_limit
 from onesitting.train.loop import FitResult, FitSettings, fit
 from onesitting.train.signals import Interrupted
 
-MAY_CHANGE = ("log.", "checkpoint.", "evaluation.", "device.", "out", "name")
+MAY_CHANGE = ("log.", "checkpoint.", "evaluation.", "device.", "corpus.cache", "corpus.workers", "out", "name")
 """Settings with which a run can be continued although they differ from its config.toml."""
 
 SUITE_GUESS = 0.04

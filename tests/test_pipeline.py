@@ -60,7 +60,7 @@ def test_the_same_command_again_trains_nothing(place: Path) -> None:
 
 
 def test_other_settings_for_the_same_folder_are_refused_with_the_difference(place: Path) -> None:
-    refused = command("run", "tiny", "--model.d_ff", "160", cwd=place)
+    refused = command("run", *TINY, "--budget", "tokens=60k", "--model.d_ff", "160", cwd=place)
     assert refused.returncode == 2
     assert "model.d_ff" in refused.stderr and "--name" in refused.stderr
 
