@@ -101,6 +101,7 @@ def _attend_one(q: Tensor, keys: Tensor, values: Tensor, bias: Tensor) -> Tensor
     fused kernel takes 4 ms.
     """
     B, K, _, D = keys.shape
+    keys, values = keys.contiguous(), values.contiguous()  # slices would be copied with more ado, transposed
     scores = q.view(B, K, -1, D) @ keys.transpose(2, 3)  # (B, K, G, S), as the one query has H = K·G heads
     probs = (scores.float() * D**-0.5 + bias).softmax(dim=-1).to(q.dtype)
     return (probs @ values).reshape(B, 1, -1)

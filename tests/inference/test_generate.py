@@ -1,0 +1,163 @@
+"""Generation with a real tokenizer and a small random model: rows are independent, streams equal batches."""
+
+import sys
+from dataclasses import replace
+
+import pytest
+import torch
+
+from onesitting.config import ModelConfig
+from onesitting.inference import generate as generation
+from onesitting.inference.generate import generate, stream
+from onesitting.inference.sampling import Sampling
+from onesitting.model.transformer import Transformer
+from onesitting.tokenizer.bpe import Tokenizer, train_tokenizer
+
+CORPUS = [
+    "the cat sat on the mat and the dog ran to the cat",
+    "naïve café: 漢字, 😀 and ünïcode",
+    "1 + 2 = 3",
+]
+PROMPTS = ["the", "the cat sat on the mat and the dog", "漢", "", "1 + 2", "café and"]
+
+
+@pytest.fixture(scope="module")
+def tokenizer() -> Tokenizer:
+    return train_tokenizer(CORPUS * 20, vocab_size=384)
+
+
+@pytest.fixture(scope="module")
+def model(tokenizer: Tokenizer) -> Transformer:
+    cfg = ModelConfig(
+        n_layers=2, d_model=48, n_heads=4, n_kv_heads=2, head_dim=12, d_ff=64,
+        vocab_size=tokenizer.vocab_size, context_length=64,
+    )  # fmt: skip
+    model = Transformer(cfg).eval()
+    generator = torch.Generator().manual_seed(3)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(torch.randn(parameter.shape, generator=generator) * 0.2)
+    return model
+
+
+def encoded(tokenizer: Tokenizer) -> list[list[int]]:
+    return [tokenizer.encode(text) for text in PROMPTS]
+
+
+def no_cache_greedy(model: Transformer, prompt: list[int], stop_ids: set[int], n: int) -> list[int]:
+    """The independent reference: a full forward pass for every token."""
+    ids = list(prompt)
+    with torch.no_grad():
+        for _ in range(n):
+            token = int(model(torch.tensor([ids]))[0, -1].argmax())
+            if token in stop_ids:
+                break
+            ids.append(token)
+    return ids[len(prompt) :]
+
+
+@pytest.mark.parametrize("batch_rows", [1, 4, 64])
+def test_greedy_rows_of_any_batch_are_those_of_full_forward_passes(
+    model: Transformer, tokenizer: Tokenizer, batch_rows: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(generation, "BATCH_ROWS", batch_rows)
+    monkeypatch.setattr(generation, "PREFILL_TOKENS", 8)  # several chunks
+    stop_ids = set(range(0, 384, 9))  # frequent stops, so that rows leave the batch at different times
+    done = generate(model, tokenizer, encoded(tokenizer), Sampling(temperature=0.0, max_tokens=20), stop_ids)
+    for prompt, completion in zip(encoded(tokenizer), done, strict=True):
+        assert completion.ids == no_cache_greedy(model, prompt or [tokenizer.eos_id], stop_ids, 20)
+        assert completion.finish_reason == ("length" if len(completion.ids) == 20 else "stop")
+        assert (completion.stop_id in stop_ids) is (completion.finish_reason == "stop")
+        assert completion.text == tokenizer.decode(completion.ids, skip_special=False)
+    assert {c.finish_reason for c in done} == {"stop", "length"}
+
+
+SETTINGS = [
+    Sampling(seed=1, max_tokens=25),
+    Sampling(seed=2, max_tokens=25, temperature=1.2, top_k=50, top_p=0.9, min_p=0.01, repetition_penalty=1.3),
+    Sampling(seed=3, max_tokens=25, temperature=1.5, stop=("a", "e")),
+]
+
+
+@pytest.mark.parametrize("sampling", SETTINGS)
+def test_sampled_row_does_not_depend_on_the_batch_it_is_in(
+    model: Transformer, tokenizer: Tokenizer, sampling: Sampling, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    prompts = encoded(tokenizer) * 2
+    together = generate(model, tokenizer, prompts, sampling)
+    monkeypatch.setattr(generation, "BATCH_ROWS", 1)
+    assert generate(model, tokenizer, prompts, sampling) == together
+    assert generate(model, tokenizer, prompts[:1], sampling) == together[:1]
+    assert together[0] != together[6]  # the same prompt in another row is another sample
+    assert generate(model, tokenizer, prompts, replace(sampling, seed=9)) != together
+
+
+@pytest.mark.parametrize("sampling", SETTINGS)
+def test_stream_is_the_text_of_generate_in_whole_characters(
+    model: Transformer, tokenizer: Tokenizer, sampling: Sampling
+) -> None:
+    prompt = encoded(tokenizer)[2]
+    pieces = list(stream(model, tokenizer, prompt, sampling))
+    assert all(pieces)
+    assert "".join(pieces) == generate(model, tokenizer, [prompt], sampling)[0].text
+
+
+def test_text_ends_before_a_stop_string(model: Transformer, tokenizer: Tokenizer) -> None:
+    plain = generate(model, tokenizer, encoded(tokenizer), Sampling(seed=5, max_tokens=30))
+    stopped = generate(model, tokenizer, encoded(tokenizer), Sampling(seed=5, max_tokens=30, stop=("t", "e")))
+    cuts = [min((c.text.find(s) for s in "te" if s in c.text), default=-1) for c in plain]
+    assert any(cut >= 0 for cut in cuts)
+    for before, after, cut in zip(plain, stopped, cuts, strict=True):
+        assert after.text == (before.text if cut < 0 else before.text[:cut])
+        assert after.finish_reason == ("stop" if cut >= 0 else before.finish_reason)
+
+
+def test_logprobs_are_those_of_the_tempered_softmax_stop_token_included(
+    model: Transformer, tokenizer: Tokenizer
+) -> None:
+    sampling = Sampling(seed=1, temperature=0.7, top_k=20, max_tokens=12)
+    prompts, stop_ids = encoded(tokenizer), set(range(0, 384, 9))
+    for prompt, done in zip(
+        prompts, generate(model, tokenizer, prompts, sampling, stop_ids, logprobs=True), strict=True
+    ):
+        prompt = prompt or [tokenizer.eos_id]
+        sampled = done.ids + ([] if done.stop_id is None else [done.stop_id])
+        with torch.no_grad():
+            logits = model(torch.tensor([prompt + sampled]))[0, len(prompt) - 1 : -1]
+        expected = (logits / 0.7).log_softmax(-1).gather(1, torch.tensor(sampled)[:, None])[:, 0]
+        torch.testing.assert_close(torch.tensor(done.logprobs), expected, atol=1e-4, rtol=1e-4)
+
+
+def test_text_ends_by_length_at_the_end_of_the_context(model: Transformer, tokenizer: Tokenizer) -> None:
+    sampling = Sampling(temperature=0.0, max_tokens=1000)
+    near, full, beyond = generate(model, tokenizer, [[9] * 60, [9] * 64, [9] * 99], sampling, stop_ids=set())
+    assert (len(near.ids), near.finish_reason) == (4, "length")
+    assert [(c.ids, c.text, c.finish_reason) for c in (full, beyond)] == [([], "", "length")] * 2
+    assert list(stream(model, tokenizer, [9] * 64, sampling)) == []
+
+
+def test_short_dtype_gives_nearly_the_same_logprobs_and_leaves_the_model_alone(
+    model: Transformer, tokenizer: Tokenizer
+) -> None:
+    sampling = Sampling(temperature=0.0, max_tokens=1)
+    exact = generate(model, tokenizer, encoded(tokenizer), sampling, logprobs=True)
+    short = generate(model, tokenizer, encoded(tokenizer), sampling, logprobs=True, dtype=torch.bfloat16)
+    assert next(model.parameters()).dtype == torch.float32
+    for a, b in zip(exact, short, strict=True):
+        assert a.logprobs is not None
+        assert b.logprobs == pytest.approx(a.logprobs, abs=0.2)
+
+
+def test_memory_stays_flat_from_one_call_to_the_next(model: Transformer, tokenizer: Tokenizer) -> None:
+    resource = pytest.importorskip("resource")
+    sampling = Sampling(seed=1, max_tokens=30)
+
+    def peak_bytes() -> int:
+        for _ in range(8):
+            generate(model, tokenizer, encoded(tokenizer) * 8, sampling)
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+
+    peak_bytes()
+    before = peak_bytes()
+    # A call's cache is 0.4 MB; keeping those of 32 calls would show.
+    assert max(peak_bytes() for _ in range(4)) - before < 6e6
