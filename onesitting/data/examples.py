@@ -130,6 +130,7 @@ def chat_rows(
     train_all: every token is a target (conversations as plain text), not the assistant's alone.
     Raises UserError if no conversation has a target within row_length tokens.
     """
+    assert isolate or train_all, "an answer must not depend on another conversation"
     items, first_item, n_inputs = chat_file.pack(row_length, seed, train_all)
     per_epoch = len(first_item) - 1
     if per_epoch == 0:

@@ -46,17 +46,20 @@ def read_texts(path: Path, problems: Problems, max_bytes: int) -> Iterator[tuple
     Documents above max_bytes are split at a line's end. Raises UserError for a file that is not text.
     """
     waiting: list[str] = []
-    size, first_line, line = 0, 1, 1
+    size, first_line, line, is_rest = 0, 1, 1, False
     for block in _text_blocks(path):
         text = _decoded(path, line, block, problems)
         line += block.count(b"\n")
         parts = text.split(DOCUMENT_END)
         for number, part in enumerate(parts):
+            if part and is_rest and not waiting:
+                problems.n_splits += 1
             waiting.append(part)
             size += len(part)
-            if number < len(parts) - 1 or size >= max_bytes:
+            is_end = number < len(parts) - 1
+            if is_end or size >= max_bytes:
                 yield first_line, "".join(waiting)
-                waiting, size, first_line = [], 0, line
+                waiting, size, first_line, is_rest = [], 0, line, not is_end
     if size:
         yield first_line, "".join(waiting)
 

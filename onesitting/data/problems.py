@@ -20,6 +20,7 @@ class Problems:
         skipped: records left out that are no fault (empty ones, say) -> how often.
         examples: "file:line: what" of the first bad records.
         guesses: what was guessed about the data -> number of files.
+        n_splits: cuts through documents above corpus.max_document_mb.
     """
 
     def __init__(self, max_bad_fraction: float = 0.01) -> None:
@@ -29,6 +30,7 @@ class Problems:
         self.skipped: Counter[str] = Counter()
         self.examples: list[str] = []
         self.guesses: Counter[str] = Counter()
+        self.n_splits = 0
 
     @property
     def n_bad(self) -> int:
@@ -73,4 +75,5 @@ class Problems:
             "skipped": dict(self.skipped),
             "examples": self.examples,
             "guesses": dict(self.guesses),
+            "n_splits": self.n_splits,
         }

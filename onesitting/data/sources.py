@@ -86,7 +86,7 @@ def read_documents(
     for spec in specs:
         for document in _spec_documents(spec, corpus, problems, seed):
             if document.text.strip():
-                yield from _split(document, max_bytes)
+                yield from _split(document, max_bytes, problems)
             else:
                 problems.skip("empty document")
     problems.raise_if_too_many()
@@ -244,13 +244,14 @@ def _names(first: list[tuple[int, Any]]) -> str:
     return f"its fields ({', '.join(names)})" if names else "its records"
 
 
-def _split(document: Document, max_bytes: int) -> Iterator[Document]:
+def _split(document: Document, max_bytes: int, problems: Problems) -> Iterator[Document]:
     """A document in parts of at most max_bytes characters, cut at a line's end where there is one."""
     text, start = document.text, 0
     while len(text) - start > max_bytes:
         end = text.rfind("\n", start + max_bytes // 2, start + max_bytes) + 1 or start + max_bytes
         yield Document(text[start:end], document.source)
         start = end
+        problems.n_splits += 1
     yield Document(text[start:] if start else text, document.source)
 
 

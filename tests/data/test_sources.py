@@ -204,7 +204,9 @@ def test_giant_documents_are_split_and_nothing_is_lost(tmp_path: Path, name: str
         (tmp_path / name).write_text(text, encoding="utf-8")
     else:
         as_jsonl(tmp_path / name, [{"text": text}])
-    parts = texts(tmp_path / name, max_document_mb=0.1)
+    problems = Problems()
+    parts = texts(tmp_path / name, max_document_mb=0.1, problems=problems)
+    assert problems.n_splits == len(parts) - 1
     assert "".join(parts) == text
     assert len(parts) > 2
     assert max(map(len, parts)) <= 100_000
