@@ -11,7 +11,7 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Generator, Iterable, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -291,7 +291,7 @@ def _sha256(path: Path) -> str:
 
 
 @contextmanager
-def _written_folder(folder: Path) -> Iterator[Path]:
+def _written_folder(folder: Path) -> Generator[Path]:
     """A temporary sibling that becomes `folder` when the block ends well, and vanishes when it does not."""
     temporary = folder.with_name(f".writing-{folder.name}-{os.getpid()}")
     try:

@@ -55,7 +55,8 @@ def test_training_state_comes_back_bit_for_bit(tmp_path: Path, cfg: ModelConfig)
     tensors, state = load_checkpoint(tmp_path / "checkpoints/000400", model)
     assert state == {"step": 400, "name": "ünï"}
     for name, expected in training_tensors().items():
-        assert tensors[name].dtype == expected.dtype and torch.equal(tensors[name], expected), name
+        assert tensors[name].dtype == expected.dtype, name
+        assert torch.equal(tensors[name], expected), name
     for (name, a), b in zip(saved.named_parameters(), model.parameters(), strict=True):
         assert torch.equal(a, b), name
 
@@ -137,7 +138,7 @@ def test_full_disk_is_one_message_and_leaves_nothing_behind(
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     monkeypatch.setattr(checkpoint, "_write_safetensors", full)
-    with pytest.raises(UserError, match="No space left on device.*free space"):
+    with pytest.raises(UserError, match=r"No space left on device.*free space"):
         write(tmp_path / "000100")
     assert list(tmp_path.iterdir()) == []
 
@@ -148,7 +149,7 @@ def test_write_that_the_system_cuts_off_is_a_user_error_and_leaves_nothing_behin
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (2000, before[1]))
     try:
-        with pytest.raises(UserError, match="cannot write .*free space"):
+        with pytest.raises(UserError, match=r"cannot write .*free space"):
             write(tmp_path / "000100")
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)

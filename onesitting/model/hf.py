@@ -231,12 +231,12 @@ def from_hf_state(cfg: ModelConfig, state: Mapping[str, Tensor]) -> dict[str, Te
     state = {name: tensor for name, tensor in state.items() if not DERIVED.search(name)}
     if hf_format(cfg) == "gpt2":
         state = _from_gpt2_state(cfg, state)
-    if cfg.tie_embeddings and (copy := state.pop("lm_head.weight", None)) is not None:
-        if not torch.equal(copy, state["model.embed_tokens.weight"]):
-            raise UserError(
-                "config.json says tie_word_embeddings=true, but lm_head.weight differs from the embedding; "
-                "set tie_word_embeddings to false in config.json"
-            )
+    copy = state.pop("lm_head.weight", None) if cfg.tie_embeddings else None
+    if copy is not None and not torch.equal(copy, state["model.embed_tokens.weight"]):
+        raise UserError(
+            "config.json says tie_word_embeddings=true, but lm_head.weight differs from the embedding; "
+            "set tie_word_embeddings to false in config.json"
+        )
     return state
 
 

@@ -97,7 +97,7 @@ def attention(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None) -> Tensor:
         v.transpose(1, 2),
         attn_mask=bias,
         is_causal=bias is None,
-        enable_gqa=H != k.shape[2],
+        enable_gqa=k.shape[2] != H,
     )
     return y.transpose(1, 2).reshape(B, T, H * D)
 
@@ -144,7 +144,7 @@ class _BlockedAttention(torch.autograd.Function):
             n = end - start
             g = grads[:, :, start:end].reshape(B * K, -1, D)
             d_values[:, :end] += probs.transpose(1, 2) @ g
-            d_scores = torch._softmax_backward_data(
+            d_scores = torch.ops.aten._softmax_backward_data(
                 g @ values[:, :end].transpose(1, 2), probs, -1, probs.dtype
             )
             d_queries[:, start:end] = (d_scores @ keys[:, :end]).view(B, K, -1, n, D).permute(0, 3, 1, 2, 4)

@@ -34,7 +34,8 @@ class Linear(nn.Linear):
         """Nothing: PyTorch's default would draw from the global random state."""
 
     def forward(self, input: Tensor) -> Tensor:
-        bias = None if self.bias is None else self.bias.to(input.dtype)
+        """(..., out) for input (..., in)."""
+        bias = None if self.bias is None else self.bias.to(input.dtype)  # pyright: ignore[reportUnnecessaryComparison]
         return F.linear(input, self.weight.to(input.dtype), bias)
 
 
@@ -61,6 +62,7 @@ class LayerNorm(nn.Module):
         self.bias = nn.Parameter(torch.empty(width)) if bias else None
 
     def forward(self, x: Tensor) -> Tensor:
+        """(..., width) in x's dtype."""
         bias = None if self.bias is None else self.bias.to(x.dtype)
         return F.layer_norm(x, (x.shape[-1],), self.weight.to(x.dtype), bias, self.eps)
 
@@ -136,6 +138,7 @@ class SwiGLU(nn.Module):
         self.down_proj = Linear(cfg.d_ff, cfg.d_model, bias=cfg.bias)
 
     def forward(self, x: Tensor) -> Tensor:
+        """(B, T, d_model) -> (B, T, d_model)."""
         return self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))
 
 
@@ -148,6 +151,7 @@ class GELU(nn.Module):
         self.down_proj = Linear(cfg.d_ff, cfg.d_model, bias=cfg.bias)
 
     def forward(self, x: Tensor) -> Tensor:
+        """(B, T, d_model) -> (B, T, d_model)."""
         return self.down_proj(F.gelu(self.up_proj(x), approximate="tanh"))
 
 
@@ -217,6 +221,7 @@ class Transformer(nn.Module):
 
     @property
     def device(self) -> torch.device:
+        """Where the weights are."""
         return self.model.embed_tokens.weight.device
 
     def forward(

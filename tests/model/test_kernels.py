@@ -33,7 +33,7 @@ def plain_attention(q: Tensor, k: Tensor, v: Tensor, visible: Tensor) -> Tensor:
     return torch.einsum("bhts,bshd->bthd", probs, v).flatten(2)
 
 
-def assert_same_values_and_gradients(ours, plain, inputs: list[Tensor], dtype: torch.dtype) -> None:  # noqa: ANN001
+def assert_same_values_and_gradients(ours, plain, inputs: list[Tensor], dtype: torch.dtype) -> None:
     tolerance = {torch.float64: 1e-6, torch.float32: 1e-5, torch.bfloat16: 2e-2, torch.float16: 4e-3}[dtype]
     exact = [x.to(dtype).double().requires_grad_() for x in inputs]
     mine = [x.to(dtype).requires_grad_() for x in inputs]

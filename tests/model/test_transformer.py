@@ -1,6 +1,7 @@
 """What the model promises: isolation, positions, precision, initial weights, and messages about its shape."""
 
 from dataclasses import replace
+from itertools import pairwise
 
 import pytest
 import torch
@@ -37,11 +38,9 @@ def tokens_of(*shape: int, seed: int = 0) -> Tensor:
 def test_document_in_a_packed_row_has_the_logits_that_it_has_alone(cfg: ModelConfig) -> None:
     model, row = random_model(cfg), tokens_of(1, 90)
     cuts = [0, 1, 30, 77, 90]
-    doc_ids = torch.cat(
-        [torch.full((b - a,), i) for i, (a, b) in enumerate(zip(cuts, cuts[1:], strict=False))]
-    )
+    doc_ids = torch.cat([torch.full((b - a,), i) for i, (a, b) in enumerate(pairwise(cuts))])
     packed = model(row, doc_ids=doc_ids[None])
-    for start, end in zip(cuts, cuts[1:], strict=False):
+    for start, end in pairwise(cuts):
         torch.testing.assert_close(packed[:, start:end], model(row[:, start:end]), atol=1e-5, rtol=1e-5)
 
 
