@@ -82,6 +82,8 @@ class BudgetReport:
     """(actual_s - budget_s) / budget_s, once all phases are done."""
     kept: bool | None
     """Whether the difference lies within -5 % and +2 %."""
+    reasons: list[str]
+    """Settings that may end a stage before its time is up."""
     phases: list[dict[str, Any]]
     """phase and seconds, in the order they ran; sittings of one phase added up."""
 
@@ -223,8 +225,17 @@ def _read_budget(run: RunFolder, cfg: RunConfig, finished: bool) -> BudgetReport
         actual_s=actual_s,
         difference=difference,
         kept=None if difference is None else -BUDGET_BELOW <= difference <= BUDGET_ABOVE,
+        reasons=_reasons_to_end_early(cfg),
         phases=[{"phase": phase, "seconds": spent} for phase, spent in seconds.items()],
     )
+
+
+def _reasons_to_end_early(cfg: RunConfig) -> list[str]:
+    parts = {"pretrain": cfg.pretrain, "sft": cfg.sft}
+    given = [f"{stage}.tokens = {parts[stage].tokens}" for stage in cfg.stages if parts[stage].tokens]
+    if "sft" in cfg.stages and not cfg.sft.tokens and cfg.sft.max_epochs:
+        given.append(f"sft.max_epochs = {cfg.sft.max_epochs:g}")
+    return given
 
 
 def _missing(cfg: RunConfig, stages: list[StageReport], budget: BudgetReport) -> list[str]:
