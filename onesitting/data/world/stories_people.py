@@ -9,8 +9,8 @@ from onesitting.data.world.stories_things import EVERYWHERE, OUTDOORS, SMALL
 
 HELPING = book("""
 #old
-{At}, {s} saw {O}, who lived next door and was very old. {Ohe2} was pulling a [heavy|full|big] cart of {load}.
-There {s} saw old {O}, who was carrying two heavy [bags|baskets|buckets] of {load}.
+{At}, {s} saw {his} old neighbour {O}. {Ohe2} was pulling a [heavy|full|big] cart of {load}.
+There {s} saw {his} old neighbour {O}, who was carrying two heavy [bags|baskets|buckets] of {load}.
 {At}, {s} saw {O}, an old neighbour. {Ohe2} was trying to carry a [heavy |big ]sack of {load}.
 #trouble
 {S} had to stop after every [step|few steps] and was breathing hard.

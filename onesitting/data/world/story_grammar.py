@@ -32,7 +32,7 @@ from onesitting.data.world import (
 )
 from onesitting.data.world.story_parse import END_MARKS, Sentence, Violation, parse
 
-_N_HARVESTED = 10_000
+_N_HARVESTED = 6_000
 
 
 # -- words ------------------------------------------------------------------------------------------
@@ -118,7 +118,7 @@ def _classes(tokens: list[str]) -> list[str]:
     """Words with names, things, places… replaced by their class; a `fishing rod` is one thing."""
     out: list[str] = []
     second = False
-    for token, following in zip(tokens, [*tokens[1:], ""], strict=True):
+    for token, following in zip(tokens, [*tokens, ""][1:], strict=True):
         if second:
             second = False
             continue

@@ -107,9 +107,7 @@ def _things(mind: Mind, sentence: Sentence) -> list[tuple[str, str]]:
 def _possession(mind: Mind, sentence: Sentence) -> list[tuple[str, str]]:
     out: list[tuple[str, str]] = []
     tokens = sentence.tokens
-    nouns = [
-        (n, noun) for n in range(len(tokens)) if (noun := _noun_at(tokens, n)) and noun not in GENERIC_THINGS
-    ]
+    nouns = [(n, noun) for n in range(len(tokens)) if (noun := _noun_at(tokens, n))]
     if nouns:
         mind.thing = nouns[-1][1]
     lowered = [t.lower() for t in tokens]
@@ -178,20 +176,14 @@ def _change_hands(
     elif word in LOSE:
         if owner and owner != who:
             out.append(("loses what another has", f"{who}: the {noun} of {owner}"))
-        if word in ("lost", "dropped", "forgot"):
+        if word in ("lost", "dropped") and tokens[n + 1 : n + 2] not in (["a"], ["an"]):
             mind.holder[noun] = None
             mind.lost.add(noun)
     elif word == "had":
-        if n + 1 < len(tokens) and tokens[n + 1].lower() in ("a", "an"):
+        if n + 1 < len(tokens) and tokens[n + 1].lower() in ("a", "an", "the", "his", "her"):
             mind.holder[noun] = who
     elif tokens[n + 1 : n + 2] and tokens[n + 1].lower() != "turns":
-        if (
-            owner
-            and owner != who
-            and word in ("took", "found", "picked")
-            and noun not in mind.lost
-            and "from" not in tokens
-        ):
+        if owner and owner != who and word == "found" and noun not in mind.lost and "from" not in tokens:
             out.append(("takes what another has", f"{who}: the {noun} of {owner}"))
         mind.holder[noun] = who
         mind.lost.discard(noun)
