@@ -325,6 +325,11 @@ def find_warnings(plan: Plan) -> list[str]:
                 f"pretrain: the text is read {stage.passes:.0f} times; more than {MAX_PASSES} passes add little, "
                 "so more text would help more than more time"
             )
+    if plan.budget_s and plan.seconds < 0.95 * plan.budget_s:
+        found.append(
+            f"time: {duration(plan.budget_s - plan.seconds)} of the budget are left over, for given tokens or "
+            "sft.max_epochs end a stage early; raise pretrain.share or give more conversations"
+        )
     if plan.budget_s is None and plan.seconds > 24 * 3600:
         found.append(f"time: about {duration(plan.seconds)}; give a time budget, or fewer tokens")
     return found

@@ -154,6 +154,11 @@ def test_too_little_memory_and_disk_are_warned_of(plan: Plan) -> None:
     assert any("checkpoint.keep_last" in line for line in warnings)
 
 
+def test_time_that_is_left_over_is_warned_of(cfg: RunConfig) -> None:
+    plan = make_plan(replace(cfg, sft=replace(cfg.sft, tokens=2048)))
+    assert any("sft.max_epochs end a stage early" in line for line in plan.warnings)
+
+
 def test_many_passes_and_few_steps_are_warned_of(plan: Plan) -> None:
     stage = replace(plan.stages[0], passes=9.0, tokens=10 * 1024)
     warnings = find_warnings(replace(plan, stages=[stage]))

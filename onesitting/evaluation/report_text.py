@@ -170,10 +170,10 @@ def budget_sentence(budget: "BudgetReport") -> str:
     if budget.difference is None:
         return sentence + f"{duration(budget.actual_s)} are used so far, and the run is not finished."
     verdict = "kept" if budget.kept else "not kept (promised: −5 % to +2 %)"
-    return (
-        sentence
-        + f"the run took {duration(budget.actual_s)}, {_signed(100 * budget.difference)} %: {verdict}."
-    )
+    if not budget.kept and budget.difference < 0 and budget.reasons:
+        verdict += f"; what may have ended it early: {', '.join(budget.reasons)}"
+    difference = _signed(100 * budget.difference)
+    return f"{sentence}the run took {duration(budget.actual_s)}, {difference} %: {verdict}."
 
 
 def _signed(value: float) -> str:

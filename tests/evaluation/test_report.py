@@ -138,6 +138,15 @@ def test_the_budget_is_kept_within_minus_five_and_plus_two_percent(
     assert read_report(run).budget.kept is kept
 
 
+def test_a_run_that_ended_early_names_the_settings_that_may_have_ended_it(run: RunFolder) -> None:
+    timing: dict[str, Any] = {"budget_s": 300.0, "phases": [{"phase": "pretrain", "seconds": 200.0}]}
+    (run.path / "timing.json").write_text(json.dumps(timing))
+    assert "ended it early: sft.max_epochs = 3" in write_report(run).read_text()
+    timing["phases"] = [{"phase": "pretrain", "seconds": 400.0}]
+    (run.path / "timing.json").write_text(json.dumps(timing))
+    assert "early" not in write_report(run).read_text()
+
+
 def test_an_unfinished_stage_shows_what_its_metrics_say_and_nothing_else(run: RunFolder) -> None:
     (run.stage("sft").path / "summary.json").unlink()
     report = read_report(run)
