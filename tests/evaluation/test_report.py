@@ -144,7 +144,7 @@ def test_a_run_that_ended_early_names_the_settings_that_may_have_ended_it(run: R
     assert "ended it early: sft.max_epochs = 3" in write_report(run).read_text()
     timing["phases"] = [{"phase": "pretrain", "seconds": 400.0}]
     (run.path / "timing.json").write_text(json.dumps(timing))
-    assert "early" not in write_report(run).read_text()
+    assert "ended it early" not in write_report(run).read_text()
 
 
 def test_an_unfinished_stage_shows_what_its_metrics_say_and_nothing_else(run: RunFolder) -> None:
