@@ -207,6 +207,7 @@ class Run:
         else:
             model = Transformer(replace(cfg.model, vocab_size=vocab_size), seed=cfg.seed)
         model = model.to(device=self.plan.torch_device, dtype=torch.float32).train()
+        distributed.broadcast_model(model, self.ranks)  # machines may differ in a last bit
         return distributed.shard_model(model, self.ranks) if cfg.device.shard == "fsdp" else model
 
     def make_stage(self, name: str, plan: DevicePlan) -> PretrainStage | SFTStage:
