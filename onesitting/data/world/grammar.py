@@ -42,7 +42,9 @@ def compile_template(line: str) -> Template:
         elif piece:
             segments.append(piece)
     # The next sentence may say `she` only for a person in the last sentence of this one, speech aside.
-    told = [part for part in re.split(r"[.!?]+(?:\s|$)", re.sub(r'"[^"]*"', " ", line)) if re.search(r"\w", part)]
+    told = [
+        part for part in re.split(r"[.!?]+(?:\s|$)", re.sub(r'"[^"]*"', " ", line)) if re.search(r"\w", part)
+    ]
     last = told[-1] if told else ""
     subject = bool(re.search(r"\{(S|s|Sn|S's|s's|he|him|his|He|His)\}", last))
     return Template(tuple(segments), subject, "{O" in last)

@@ -145,6 +145,13 @@ That {evening}, {s} went to bed with a [big |happy |]smile.
 {Sn} and {O} [walked|went|ran] home together, [happy and tired|and they laughed all the way].
 From that day on, {Sn} and {O} were [the best of friends|even better friends].
 {S} told {his} {kin} the whole story at [dinner|supper]. It had been a good day.
+At home, {s} drew a picture of it all, and {his} {kin} hung it on the wall.
+{S} wrote it all down in {his} diary, so that {he} would always remember it.
+"[What a day|What an adventure]!" said {Sn} on the way home.
+The sun was going down when {Sn} and {O} walked home, [happy|full of new plans|side by side|tired and proud].
+{Sn} and {O} promised each other to [meet again soon|come back one day|stay friends], and then they went home.
+After that, {Sn} and {O} met every {weekday}, and they always had much to talk about.
+"[What will you two do tomorrow|Is there any more of it]?" asked {his} {kin} and smiled when {Sn} told the story.
 It was a day that {Sn} [never forgot|would always remember].
 When {Sn} lay in bed that {evening}, {he} thought of {O} and smiled.
 [In the end, they|At last they] went home, and both of them were happy.
@@ -156,6 +163,13 @@ That {evening}, {s} went to bed with a [big |happy |]smile.
 {S} told {his} {kin} the whole story at [dinner|supper]. It had been a good day.
 It was a day that {Sn} [never forgot|would always remember].
 {S} [walked|ran|skipped] home and sang [a little song|all the way].
+At home, {s} drew a picture of it all, and {his} {kin} hung it on the wall.
+{S} wrote it all down in {his} diary, so that {he} would always remember it.
+{S's} {kin} heard the story at [dinner|supper] and smiled.
+"[What a day|What an adventure]!" said {Sn} on the way home.
+{S} slept well that night and dreamed of [the sea|tall trees|a warm wind|all that had happened].
+The sun was going down when {s} walked home, [happy|full of new plans|tired and proud].
+{S} came home late, but {he} was [happy|proud|too happy to be tired].
 It had been [a wonderful|a good|a lucky|a fine] day.
 It had been the best day of the [whole |][week|month|year].
 #end_sad

@@ -25,18 +25,20 @@ def _people(rng: Random, n: int) -> list[Who]:
     return rng.sample(_STRANGERS, n)
 
 
-def profile(rng: Random) -> TextWithQuestions:
-    """One person: age, job, town, animal, tastes."""
-    who, friend = _people(rng, 2)
+_Facts = list[tuple[tuple[str, ...], Question]]
+"""Wordings of a sentence, and the question that it answers."""
+_COMPANIONS = ("dog", "cat", "horse", "parrot", "rabbit", "goat", "turtle", "hen")
+
+
+def _profile_facts(rng: Random, who: Who, friend: Who, age: int, town: str) -> _Facts:
+    """What can be said and asked about an invented person."""
     name, he, his = who.name, who.He, who.His
-    job = rng.choice(tuple(lx.JOBS.values()))
-    age, town = rng.randint(22, 70), rng.choice(lx.TOWNS)
-    kind = rng.choice(("dog", "cat", "horse", "parrot", "rabbit", "goat", "turtle", "hen"))
+    kind = rng.choice(_COMPANIONS)
     colour, pet = rng.choice(lx.ANIMALS[kind].colours), rng.choice(lx.PET_NAMES)
     food, hobby = _as_taste(rng.choice(tuple(lx.FOODS))), rng.choice(lx.HOBBIES)[0]
     day, street = rng.choice(lx.WEEKDAYS), rng.choice(lx.STREETS)
     thing, tcolour = rng.choice(_THINGS), rng.choice(lx.COLOURS)
-    facts: list[tuple[tuple[str, ...], Question]] = [
+    return [
         (
             (f"{he} is {age} years old.", f"{his} age is {age}.", f"{he} turned {age} this year."),
             (rng.choice((f"How old is {name}?", f"What is the age of {name}?")), f"{name} is {age} years old.", (str(age),)),
@@ -79,6 +81,15 @@ def profile(rng: Random) -> TextWithQuestions:
             (rng.choice((f"What colour is {name}'s {thing.name}?", f"Which colour has {name}'s {thing.name}?")), f"The {thing.name} is {tcolour}.", (tcolour,)),
         ),
     ]  # fmt: skip
+
+
+def profile(rng: Random) -> TextWithQuestions:
+    """One person: age, job, town, animal, tastes."""
+    who, friend = _people(rng, 2)
+    name, he = who.name, who.He
+    job = rng.choice(tuple(lx.JOBS.values()))
+    age, town = rng.randint(22, 70), rng.choice(lx.TOWNS)
+    facts = _profile_facts(rng, who, friend, age, town)
     chosen = rng.sample(facts, rng.randint(4, 7))
     left = [f for f in facts if f not in chosen]
     opening = rng.choice((f"{name} is {lx.with_article(job.name)}.", f"{name} works as {lx.with_article(job.name)}.",
@@ -92,7 +103,12 @@ def profile(rng: Random) -> TextWithQuestions:
     if left:
         # The same form of question as the answerable ones, about what this text leaves out.
         asked = rng.choice(left)[1][0]
-        if f"'s {kind}?" not in asked and pet not in asked:
+        # A question about a pet would tell that there is one.
+        if (
+            not any(kind in asked for kind in _COMPANIONS)
+            and "animal" not in asked
+            and not asked.startswith("What colour is")
+        ):
             questions.append((asked, *NOT_SAID))
     return text, questions, f"profile/{name}/{job.name}/{town}/{age}"
 

@@ -104,7 +104,7 @@ Then somebody laughed. It was {O}, {his} {bond}!
 def letter(t: Tale) -> None:
     """A letter without a name leads to a present."""
     a, b = t.a, t.b
-    begin(t)
+    begin(t, named=True)
     t.scene(EVERYWHERE)
     noun = t.thing(SMALL, None)
     d = t.d
@@ -187,4 +187,4 @@ def shares(t: Tale) -> None:
     t.say(SHARING["fair"], b)
     t.maybe(0.5, COMMON["thanks"], b)
     t.maybe(0.5, SHARING["dog"], a)
-    finish(t)
+    finish(t, alone=True)

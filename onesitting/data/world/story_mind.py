@@ -12,6 +12,7 @@ from onesitting.data.world.story_tables import (
     INTRODUCERS,
     MALE,
     NAMES,
+    STRANGERS,
 )  # fmt: skip
 
 
@@ -115,8 +116,12 @@ def check_pronouns(mind: Mind, sentence: Sentence, i: int) -> list[tuple[str, st
             mind.recent[NAMES[name]] = name
         elif word in FEMALE or base_name(word) in FEMALE:
             here.add(True)
+            if word in STRANGERS:
+                mind.recent.pop(True, None)
         elif word in MALE or base_name(word) in MALE:
             here.add(False)
+            if word in STRANGERS:
+                mind.recent.pop(False, None)
         elif word in _PRONOUNS:
             girl = _PRONOUNS[word]
             near = here | (

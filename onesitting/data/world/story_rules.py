@@ -26,6 +26,7 @@ from onesitting.data.world.story_mind import (
 from onesitting.data.world.story_tables import (
     BREAK,
     CLOSING,
+    CLOSING_PHRASE,
     FOODS_OF,
     GENERIC_ANIMALS,
     GENERIC_THINGS,
@@ -325,8 +326,8 @@ def _as_a_whole(mind: Mind, sentences: list[Sentence], text: str) -> list[Violat
     out: list[Violation] = []
     if len(sentences) < 4:
         out.append(Violation("unfinished", -1, "fewer than four sentences"))
-    ending = {w for s in sentences[-2:] for run in (s.tokens, *s.quotes) for w in (t.lower() for t in run)}
-    if not ending & CLOSING:
+    ending = sentences[-1].words if sentences else []
+    if not CLOSING & set(ending) and not re.search(CLOSING_PHRASE, " ".join(ending)):
         out.append(
             Violation("no ending", len(sentences) - 1, " ".join(sentences[-1].tokens) if sentences else "")
         )

@@ -12,6 +12,8 @@ MALE = frozenset(
     lx.words("""grandfather father uncle brother man boy king captain postman baker teacher seller
     shopkeeper""")
 )
+STRANGERS = frozenset(lx.words("man woman postman seller shopkeeper baker teacher"))
+"""Persons without a name, whom `he` or `she` may mean next."""
 INTRODUCERS = frozenset(
     lx.words("""named called name friend friends neighbour cousin classmate brother sister old girl boy
     grandmother grandfather mother father aunt uncle""")
@@ -41,8 +43,8 @@ for _kind in lx.ANIMALS.values():
 
 TIMES = {"morning": 0, "noon": 1, "afternoon": 2, "evening": 3, "night": 4}
 CLOSING = frozenset(
-    lx.words("""smile smiled happy best home friends good laughed laughing never always joy asleep remember
-    remembered better wonderful lucky fine learned proud knew slept giggled afraid dream dreamed supper
-    dinner still careful kind ever smiling glad together""")
+    lx.words("""smile smiled smiling happy happily home friends laughed laughing giggled never always joy
+    asleep slept remember remembered dreamed learned proud afraid worth ever""")
 )
-"""A story ends with one of these words in its last two sentences."""
+"""A story ends with one of these words in its last sentence, or with `CLOSING_PHRASE`."""
+CLOSING_PHRASE = r"\b(had been .*day|was a day|better care|knew (the|where)|best (day|of)|good night)\b"

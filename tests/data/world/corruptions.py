@@ -144,7 +144,10 @@ def words_swapped(rng: Random, story: Story) -> str | None:
 
 
 def wrong_article(rng: Random, story: Story) -> str | None:
-    match = rng.choice(list(re.finditer(r"\b(a|an) (?=\w)", story.text)))
+    found = list(re.finditer(r"\b(a|an) (?=\w)", story.text))
+    if not found:
+        return None
+    match = rng.choice(found)
     return story.text[: match.start()] + ("an " if match[1] == "a" else "a ") + story.text[match.end() :]
 
 
