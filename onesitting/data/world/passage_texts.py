@@ -113,6 +113,34 @@ def profile(rng: Random) -> TextWithQuestions:
     return text, questions, f"profile/{name}/{job.name}/{town}/{age}"
 
 
+def _shop_questions(
+    rng: Random, things: list[lx.ObjectKind], prices: list[int], owner: str
+) -> list[Question]:
+    """Questions about the shop as a whole: cheapest, dearest, owner, and a thing that it does not sell."""
+    questions: list[Question] = []
+    cheap, dear = prices.index(min(prices)), prices.index(max(prices))
+    questions.append(
+        ("What is the cheapest thing?", f"The {things[cheap].name} is the cheapest.", (things[cheap].name,))
+    )
+    questions.append(
+        (
+            rng.choice(("What costs the most?", "What is the most expensive thing?")),
+            f"The {things[dear].name} costs the most.",
+            (things[dear].name,),
+        )
+    )
+    other = rng.choice([t for t in _THINGS if t not in things])
+    questions.append((f"How much is the {other.name}?", *NOT_SAID))
+    questions.append(
+        (
+            rng.choice(("Whose shop is it?", "Who owns the shop?")),
+            f"The shop belongs to {owner}.",
+            (owner,),
+        )
+    )
+    return questions
+
+
 def shop(rng: Random) -> TextWithQuestions:
     """A shop's goods with colours and prices, and a comparison."""
     (owner,) = _people(rng, 1)
@@ -135,26 +163,7 @@ def shop(rng: Random) -> TextWithQuestions:
         questions.append((f"What colour is the {thing.name}?", f"The {thing.name} is {colour}.", (colour,)))
         questions.append((rng.choice((f"Which thing costs {price} coins?", f"What can I buy for {price} coins?")),
                           f"The {thing.name} costs {price} coins.", (thing.name,)))  # fmt: skip
-    cheap, dear = prices.index(min(prices)), prices.index(max(prices))
-    questions.append(
-        ("What is the cheapest thing?", f"The {things[cheap].name} is the cheapest.", (things[cheap].name,))
-    )
-    questions.append(
-        (
-            rng.choice(("What costs the most?", "What is the most expensive thing?")),
-            f"The {things[dear].name} costs the most.",
-            (things[dear].name,),
-        )
-    )
-    other = rng.choice([t for t in _THINGS if t not in things])
-    questions.append((f"How much is the {other.name}?", *NOT_SAID))
-    questions.append(
-        (
-            rng.choice(("Whose shop is it?", "Who owns the shop?")),
-            f"The shop belongs to {owner.name}.",
-            (owner.name,),
-        )
-    )
+    questions += _shop_questions(rng, things, prices, owner.name)
     opening = rng.choice((
         f"{owner.name} has a small shop in {town}.", f"In {town} there is a shop that belongs to {owner.name}.",
         f"Many people in {town} go to the shop of {owner.name}.", f"{owner.name} opened a shop in {town}.",
