@@ -132,9 +132,9 @@ class _Job:
             separate = self.corpus.val_data if self.kind == "documents" else ()
             val = self.encode(separate, partial / "val", problems)
             if not train:
-                raise UserError(f"{', '.join(self.specs)}: {_nothing(self.kind, problems)}")
+                raise UserError(f"{', '.join(self.specs)}: {problems.nothing(self.kind)}")
             if separate and not val:
-                raise UserError(f"corpus.val_data: {', '.join(separate)}: {_nothing(self.kind, problems)}")
+                raise UserError(f"corpus.val_data: {', '.join(separate)}: {problems.nothing(self.kind)}")
             made = assemble(train, val, files, self.tokenizer, self.corpus.val_fraction)
             info = self.described(problems) | made | {"elapsed_s": round(time.perf_counter() - started, 3)}
             write_atomic(files / INFO_FILE, json.dumps(info, ensure_ascii=False, indent=1) + "\n")
@@ -184,11 +184,6 @@ class _Job:
             "eos_id": self.tokenizer.eos_id,
             "problems": problems.as_dict(),
         }
-
-
-def _nothing(kind: str, problems: Problems) -> str:
-    skipped = "".join(f", {n} {what}" for what, n in (problems.skipped + problems.bad).items())
-    return f"no {kind} in {problems.n_records} records{skipped}; give files with text in them"
 
 
 def _is_complete(folder: Path, key: str) -> bool:

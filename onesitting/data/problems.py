@@ -67,6 +67,11 @@ class Problems:
             f"({self.max_bad_fraction:g}); mend them, or raise the limit to skip them:{examples}"
         )
 
+    def nothing(self, kind: str) -> str:
+        """`no documents in 3 records, 3 empty document; …`: the message when nothing usable was read."""
+        left_out = "".join(f", {n} {what}" for what, n in (self.skipped + self.bad).items())
+        return f"no {kind} in {self.n_records} records{left_out}; give files with text in them"
+
     def as_dict(self) -> dict[str, Any]:
         """For tokens.json."""
         return {

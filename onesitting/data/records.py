@@ -33,7 +33,7 @@ def guess_text_field(records: Sequence[Record]) -> str | None:
     """The field that holds the text: one with a usual name, else the one with the most text, or None."""
     # text in half of the records is enough: some of them may be bad ones
     names = dict.fromkeys(name for record in records for name in record)
-    n_texts = {name: sum(isinstance(r.get(name), str) and bool(r[name]) for r in records) for name in names}
+    n_texts = {name: sum(_is_text(record.get(name)) for record in records) for name in names}
     texts = [name for name, n in n_texts.items() if 2 * n >= len(records)]
     lowered = {name.lower(): name for name in reversed(texts)}
     for usual in TEXT_FIELDS:
@@ -43,6 +43,11 @@ def guess_text_field(records: Sequence[Record]) -> str | None:
     if any(guess_chat_form(record) for record in records):
         return None
     return max(texts, key=lambda name: sum(len(str(r.get(name, ""))) for r in records), default=None)
+
+
+def _is_text(value: object) -> bool:
+    """Whether a value could be a document: a string with a letter in it, not a number or a date in quotes."""
+    return isinstance(value, str) and any(character.isalpha() for character in value)
 
 
 def guess_chat_form(record: Record) -> str | None:

@@ -113,13 +113,14 @@ def read_conversations(
 
 def sample_texts(specs: Iterable[str], corpus: CorpusConfig, mb: float, seed: int = 0) -> Iterator[str]:
     """About mb megabytes of text to train a tokenizer on: from each file its share, by size, from its
-    beginning.
+    beginning. Raises UserError if there is no text at all.
 
     Documents that will be held out may be among them: a vocabulary keeps next to nothing of one document.
     """
+    specs = tuple(specs)
     sized = [(single, size) for spec in specs for single, size in _sized(spec, corpus, mb)]
     share = mb * 1e6 / max(1.0, sum(size for _, size in sized))
-    problems = Problems(1.0)  # preparation will report them
+    problems = Problems(1.0)  # preparation will report them, unless there is nothing else
     due = used = 0.0
     for single, size in sized:
         due += share * size
@@ -130,6 +131,10 @@ def sample_texts(specs: Iterable[str], corpus: CorpusConfig, mb: float, seed: in
             used += len(document.text.encode())
             if used >= due:
                 break
+    if used == 0:
+        problems.max_bad_fraction = corpus.max_bad_fraction
+        problems.raise_if_too_many()
+        raise UserError(f"{', '.join(specs)}: {problems.nothing('text')}")
 
 
 def _sized(spec: str, corpus: CorpusConfig, mb: float) -> Iterator[tuple[str, float]]:
