@@ -5,6 +5,7 @@ where it stopped. All phases share one time budget (`Clock`); what each really t
 """
 
 import json
+import math
 import shlex
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, replace
@@ -36,14 +37,27 @@ from onesitting.train import distributed
 from onesitting.train.budget import StepTarget, parse_budget
 from onesitting.train.device import DevicePlan, detect, plan_device
 from onesitting.train.limit import measure_matrix_limit
-from onesitting.train.loop import FitResult, FitSettings, fit
+from onesitting.train.loop import FitSettings, fit
 from onesitting.train.signals import Interrupted
+from onesitting.train.state import FitResult
 
-MAY_CHANGE = ("log.", "checkpoint.", "evaluation.", "device.", "corpus.cache", "corpus.workers", "out", "name")
+MAY_CHANGE = (
+    "log.",
+    "checkpoint.",
+    "evaluation.",
+    "device.",
+    "corpus.cache",
+    "corpus.workers",
+    "out",
+    "name",
+)
 """Settings with which a run can be continued although they differ from its config.toml."""
 
 SUITE_GUESS = 0.04
 """Share of the budget that one pass of the question suite may take, until one has been timed."""
+
+BASE_SUITE_FROM_S = 150
+"""Smallest budget, in seconds, in which the suite is also asked before the last stage."""
 
 T = TypeVar("T")
 
@@ -142,7 +156,9 @@ class Run:
         if (folder.path / "summary.json").is_file():
             self.say(f"{name} · done before, {folder.model}")
         elif "evaluate" in self.only:
-            raise UserError(f"{folder.path} holds no finished model; train it with `onesitting {name} …` first")
+            raise UserError(
+                f"{folder.path} holds no finished model; train it with `onesitting {name} …` first"
+            )
         else:
             self.fit(name, folder)
         if not self.only or "evaluate" in self.only:
@@ -169,7 +185,9 @@ class Run:
         )
         flops = flops_per_token(model.cfg, stage.row_length)
         n_parameters = count_parameters(model.cfg)
-        self.say(f"{name} · {n_parameters:,} parameters · {target.describe()} · limit {limit / 1e9:,.0f} GFLOP/s")
+        self.say(
+            f"{name} · {n_parameters:,} parameters · {target.describe()} · limit {limit / 1e9:,.0f} GFLOP/s"
+        )
         fit_settings = FitSettings(
             target=target, lr_scale=settings.lr_scale, flops_per_token=flops, limit_flops_per_s=limit
         )
@@ -183,6 +201,7 @@ class Run:
             if self.ranks.rank == 0:
                 save_model(folder.model, whole, self.tokenizer)
                 summary = self.summary(name, result, n_parameters, flops, limit)
+                summary["repeat_with"] = target.explicit() if target.state.exact else None
                 write_atomic(folder.path / "summary.json", json.dumps(summary, indent=1) + "\n")
             self.ranks.barrier()
 
@@ -254,7 +273,9 @@ class Run:
             return self.budget.tokens
         return round(self.budget.tokens * self.cfg.sft.share / self.cfg.pretrain.share)
 
-    def summary(self, name: str, result: FitResult, n_parameters: int, flops: float, limit: float) -> dict[str, Any]:
+    def summary(
+        self, name: str, result: FitResult, n_parameters: int, flops: float, limit: float
+    ) -> dict[str, Any]:
         """What summary.json holds; the report explains each key."""
         return {
             "stage": name,
@@ -281,6 +302,12 @@ class Run:
         """Ask the question suite, on rank 0; evaluation.json holds the results."""
         path = folder.path / "evaluation.json"
         if not self.has_suite or (path.is_file() and not self.only):
+            return
+        short = (self.clock.budget_s or math.inf) < BASE_SUITE_FROM_S
+        if short and not self.only and name != self.stages[-1]:
+            self.say(
+                f"{name} · no question suite here: in less than {BASE_SUITE_FROM_S} s there is none to spare"
+            )
             return
         with self.clock.phase(f"evaluate {name}"):
             if self.ranks.rank == 0:

@@ -86,7 +86,8 @@ CASES: dict[str, tuple[Case, str]] = {
     "damaged zstd": (data("cut.jsonl.zst", b"\x28\xb5\x2f\xfd no"), "cut.jsonl.zst"),
     "unknown kind of file": (data("book.docx", b"PK\x03\x04 binary \x00 stuff"), "book.docx"),
     "conversations without an assistant": (
-        chat("mute.jsonl", json.dumps({"messages": [{"role": "user", "content": "Hi"}]}) + "\n"), "assistant|conversation"
+        chat("mute.jsonl", json.dumps({"messages": [{"role": "user", "content": "Hi"}]}) + "\n"),
+        "assistant|conversation",
     ),
     "conversations in a text file": (chat("talk.txt", "A: hi\nB: ho\n"), "talk.txt"),
     "conversations of an unknown role": (
@@ -114,7 +115,8 @@ def test_bad_input_gets_one_message_and_exit_code_2(
     code = main(arguments(place))
     err = capsys.readouterr().err
     assert code == 2, err
-    assert err.startswith("error: ") and err.count("error: ") == 1, err
+    assert err.startswith("error: "), err
+    assert err.count("error: ") == 1, err
     assert "Traceback" not in err
     assert re.search(expected, err), err
 
@@ -150,23 +152,34 @@ def test_prepared_tokens_with_a_flipped_byte_are_refused(
     assert "train.bin" in capsys.readouterr().err
 
 
-@pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() != 0, reason="mounting a small disk needs root")
-@pytest.mark.parametrize(("options", "expected"), [("size=300k", "[Nn]o space left"), ("ro", "cannot write|out")])
+@pytest.mark.skipif(
+    not hasattr(os, "geteuid") or os.geteuid() != 0, reason="mounting a small disk needs root"
+)
+@pytest.mark.parametrize(
+    ("options", "expected"), [("size=300k", "[Nn]o space left"), ("ro", "cannot write|out")]
+)
 def test_a_full_and_a_read_only_disk_are_said_so(
-    options: str, expected: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    options: str,
+    expected: str,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     import re
 
     monkeypatch.chdir(tmp_path)
     disk = tmp_path / "disk"
     disk.mkdir()
-    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", options, "none", disk], capture_output=True, check=False)
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", options, "none", disk], capture_output=True, check=False
+    )
     if mounted.returncode:
         pytest.skip("mounting is not allowed here")
     try:
         code = main([*TINY, "--out", str(disk), "--corpus.cache", str(tmp_path / "cache")])
         err = capsys.readouterr().err
         assert code == 2, err
-        assert re.search(expected, err) and "Traceback" not in err, err
+        assert re.search(expected, err), err
+        assert "Traceback" not in err
     finally:
         subprocess.run(["umount", "-l", disk], check=False)

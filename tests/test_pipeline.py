@@ -51,9 +51,7 @@ def test_one_command_goes_from_text_to_report(place: Path) -> None:
 
 def test_the_same_command_again_trains_nothing(place: Path) -> None:
     before = (place / "runs/tiny/sft/metrics.jsonl").read_bytes()
-    again = command(
-        "run", *TINY, "--corpus.cache", str(place / "cache"), "--budget", "tokens=60k", cwd=place
-    )
+    again = command("run", *TINY, "--corpus.cache", str(place / "cache"), "--budget", "tokens=60k", cwd=place)
     assert again.returncode == 0, again.stderr
     assert "done before" in again.stdout
     assert (place / "runs/tiny/sft/metrics.jsonl").read_bytes() == before
@@ -62,14 +60,27 @@ def test_the_same_command_again_trains_nothing(place: Path) -> None:
 def test_other_settings_for_the_same_folder_are_refused_with_the_difference(place: Path) -> None:
     refused = command("run", *TINY, "--budget", "tokens=60k", "--model.d_ff", "160", cwd=place)
     assert refused.returncode == 2
-    assert "model.d_ff" in refused.stderr and "--name" in refused.stderr
+    assert "model.d_ff" in refused.stderr
+    assert "--name" in refused.stderr
 
 
 def test_the_finished_run_chats_and_generates(place: Path) -> None:
-    chat = command("chat", "runs/tiny", "--temperature", "0", "--max-tokens", "8", cwd=place, stdin="Hello!\n")
+    chat = command(
+        "chat", "runs/tiny", "--temperature", "0", "--max-tokens", "8", cwd=place, stdin="Hello!\n"
+    )
     assert chat.returncode == 0, chat.stderr
     text = command(
-        "generate", "runs/tiny", "--prompt", "One day", "--n", "2", "--seed", "1", "--max-tokens", "8", cwd=place
+        "generate",
+        "runs/tiny",
+        "--prompt",
+        "One day",
+        "--n",
+        "2",
+        "--seed",
+        "1",
+        "--max-tokens",
+        "8",
+        cwd=place,
     )
     assert text.returncode == 0, text.stderr
     assert text.stdout.count("One day") == 2
@@ -97,7 +108,9 @@ def test_transformers_gives_the_same_logits_and_greedy_text(place: Path) -> None
         prompt = torch.tensor([ids])
         assert torch.allclose(ours(prompt), theirs(prompt).logits, atol=1e-4)
         written = theirs.generate(prompt, max_new_tokens=24, do_sample=False)[0, len(ids) :].tolist()
-        done = generate(ours, tokenizer, [ids], Sampling(temperature=0.0, max_tokens=24), tokenizer.stop_ids)[0]
+        done = generate(ours, tokenizer, [ids], Sampling(temperature=0.0, max_tokens=24), tokenizer.stop_ids)[
+            0
+        ]
     stops = [i for i, token in enumerate(written) if token in tokenizer.stop_ids]
     assert done.ids == (written[: stops[0]] if stops else written)
 

@@ -19,9 +19,13 @@ class Target(Protocol):
     """What the display asks of the step target."""
 
     @property
-    def n_steps(self) -> int | None: ...
+    def n_steps(self) -> int | None:
+        """Steps of the stage; None while unknown."""
+        ...
 
-    def eta_s(self, step: int, elapsed_s: float) -> float | None: ...
+    def eta_s(self, step: int, elapsed_s: float) -> float | None:
+        """Seconds to the end; None while unknown."""
+        ...
 
 
 class Display:

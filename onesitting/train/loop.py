@@ -7,14 +7,11 @@ the loop divides once, by the number of units (tokens, pairs, sequences) over al
 
 import math
 import time
-from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any, Protocol, Self
 
 import torch
-from onesitting.train.budget import StepTarget
-from onesitting.train.device import DevicePlan, compile_model
-from onesitting.train.optim import MuonAdamW, build_optimizer
 from torch import Tensor, nn
 
 from onesitting.checkpoint import latest_checkpoint, load_checkpoint, prune_checkpoints, save_checkpoint
@@ -22,8 +19,14 @@ from onesitting.config import RunConfig
 from onesitting.errors import UserError
 from onesitting.runlog import StageFolder, append_jsonl, keep_jsonl
 from onesitting.train import distributed
+from onesitting.train.budget import StepTarget
+from onesitting.train.device import DevicePlan, compile_model
 from onesitting.train.display import Display
+from onesitting.train.optim import MuonAdamW, build_optimizer
+from onesitting.train.prefetch import Prefetch
 from onesitting.train.signals import Interrupted, StopSignals
+from onesitting.train.state import FitResult, LoopState
+from onesitting.train.tensorboard import open_tensorboard
 from onesitting.train.usage import peak_memory_bytes
 
 MAX_BAD_STEPS = 3
@@ -40,7 +43,9 @@ class TrainBatch(Protocol):
     n_tokens: int
     """Real tokens, without padding."""
 
-    def to(self, device: torch.device) -> Self: ...
+    def to(self, device: torch.device) -> Self:
+        """The same batch on a device."""
+        ...
 
 
 class Stage(Protocol):
@@ -78,42 +83,6 @@ class FitSettings:
     """Forward and backward operations a token, for the fraction of the limit."""
     limit_flops_per_s: float = 0.0
     """Measured matrix-product limit of this machine; 0: unknown."""
-
-
-@dataclass
-class LoopState:
-    """The JSON part of a checkpoint; with the tensors it is all that resuming needs."""
-
-    step: int = 0
-    tokens: int = 0
-    elapsed_s: float = 0.0
-    first_step_s: float = 0.0
-    """Seconds before the first step had run: compilation and warm-up."""
-    lr_scale: float = 1.0
-    bad_steps: int = 0
-    skipped_steps: int = 0
-    rollbacks: int = 0
-    best_step: int = -1
-    best_value: float = math.inf
-    last_loss: float = math.nan
-    evaluation: dict[str, float] = field(default_factory=dict)
-    target: dict[str, Any] = field(default_factory=dict)
-    scaler: dict[str, Any] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
-class FitResult:
-    """How a stage went; also written to its summary.json."""
-
-    steps: int
-    tokens: int
-    seconds: float
-    seconds_setup: float
-    tokens_per_s: float
-    final_loss: float
-    skipped_steps: int
-    peak_memory_bytes: int
-    evaluation: dict[str, float]
 
 
 def fit(
@@ -322,6 +291,7 @@ class Loop:
         self.display.step(record, self.target, fraction)
 
     def write(self, record: dict[str, Any]) -> None:
+        """Append a record to metrics.jsonl, and its numbers to TensorBoard where that is on."""
         append_jsonl(self.folder.metrics_path, record)
         if self.tensorboard is not None:
             values = {**record, **record.get("evaluation", {})}
@@ -374,7 +344,8 @@ class Loop:
             for path in (self.folder.metrics_path, self.folder.samples_path):
                 keep_jsonl(path, lambda record: record.get("step", 0) <= self.state.step)
 
-    def load(self, path: Any) -> None:
+    def load(self, path: Path) -> None:
+        """Take weights, optimizer, clock and target from a checkpoint."""
         whole = distributed.unsharded(self.model)
         tensors, state = load_checkpoint(path, whole)
         distributed.load_unsharded(self.model, whole)
@@ -385,6 +356,7 @@ class Loop:
             self.scaler.load_state_dict(self.state.scaler)
 
     def result(self) -> FitResult:
+        """How the stage went; ends the thread that reads ahead."""
         state = self.state
         self.prefetch.close()
         training_s = max(1e-9, state.elapsed_s - state.first_step_s)
@@ -399,37 +371,3 @@ class Loop:
             peak_memory_bytes=peak_memory_bytes(self.plan.torch_device),
             evaluation=state.evaluation,
         )
-
-
-class Prefetch:
-    """Builds the next step's batches in a thread while the current step computes."""
-
-    def __init__(self, stage: Stage) -> None:
-        self.stage = stage
-        self.pool = ThreadPoolExecutor(1, thread_name_prefix="batches")
-        self.pending: dict[tuple[int, int], Future[list[Any]]] = {}
-
-    def start(self, step: int, row_length: int) -> None:
-        self.pending[step, row_length] = self.pool.submit(self.stage.next_batches, step, row_length)
-
-    def take(self, step: int, row_length: int) -> list[Any]:
-        future = self.pending.pop((step, row_length), None)
-        self.pending.clear()
-        return future.result() if future else self.stage.next_batches(step, row_length)
-
-    def forget(self) -> None:
-        self.pending.clear()
-
-    def close(self) -> None:
-        self.pool.shutdown(wait=True)
-
-
-def open_tensorboard(folder: StageFolder) -> Any:
-    """A TensorBoard writer in the stage's folder; needs the `tensorboard` extra."""
-    try:
-        from torch.utils.tensorboard.writer import SummaryWriter
-    except ImportError as missing:
-        raise UserError(
-            "log.tensorboard=true needs the tensorboard package: pip install 'onesitting[tensorboard]'"
-        ) from missing
-    return SummaryWriter(str(folder.path / "tensorboard"))

@@ -28,8 +28,9 @@ from onesitting.stages.next_token import next_token_loss
 from onesitting.train import distributed
 from onesitting.train.budget import StepTarget
 from onesitting.train.device import detect, plan_device
-from onesitting.train.loop import FitResult, FitSettings, fit
+from onesitting.train.loop import FitSettings, fit
 from onesitting.train.signals import Interrupted
+from onesitting.train.state import FitResult
 
 SHAPE = ModelConfig(
     n_layers=2, d_model=32, n_heads=2, n_kv_heads=1, head_dim=16, d_ff=64, vocab_size=64, context_length=16
@@ -183,7 +184,9 @@ def test_a_step_with_nothing_to_learn_changes_no_weight_and_is_no_nan(
     model, _, folder = train(tmp_path, stage)
     assert all(torch.isfinite(p).all() for p in model.parameters())
     masked = next(r for r in read_jsonl(folder.metrics_path) if r["step"] == 5)
-    assert masked["loss"] == 0.0 and masked["skipped"] and masked["n_units"] == 0
+    assert masked["loss"] == 0.0
+    assert masked["skipped"]
+    assert masked["n_units"] == 0
     assert "nothing to learn" in capsys.readouterr().out
 
 
@@ -229,7 +232,8 @@ def test_a_loss_that_stays_non_finite_ends_with_a_message(tmp_path: Path) -> Non
 def test_only_the_last_and_the_best_checkpoints_are_kept(tmp_path: Path) -> None:
     _, _, folder = train(tmp_path, cfg=config(every_steps=1, keep_last=2))
     steps = [int(p.name) for p in list_checkpoints(folder.checkpoints)]
-    assert steps[-2:] == [11, 12] and len(steps) <= 3
+    assert steps[-2:] == [11, 12]
+    assert len(steps) <= 3
 
 
 def test_memory_stays_flat_while_training(tmp_path: Path) -> None:
@@ -238,7 +242,9 @@ def test_memory_stays_flat_while_training(tmp_path: Path) -> None:
         return pages * 4096
 
     class Watching(CountingStage):
-        seen: list[int] = []
+        def __init__(self) -> None:
+            super().__init__()
+            self.seen: list[int] = []
 
         def next_batches(self, step: int, row_length: int) -> list[Batch]:
             self.seen.append(resident_bytes())

@@ -1,0 +1,41 @@
+"""What the loop remembers, and what it gives back."""
+
+import math
+from dataclasses import dataclass, field
+from typing import Any
+
+
+@dataclass
+class LoopState:
+    """The JSON part of a checkpoint; with the tensors it is all that resuming needs."""
+
+    step: int = 0
+    tokens: int = 0
+    elapsed_s: float = 0.0
+    first_step_s: float = 0.0
+    """Seconds before the first step had run: compilation and warm-up."""
+    lr_scale: float = 1.0
+    bad_steps: int = 0
+    skipped_steps: int = 0
+    rollbacks: int = 0
+    best_step: int = -1
+    best_value: float = math.inf
+    last_loss: float = math.nan
+    evaluation: dict[str, float] = field(default_factory=dict)
+    target: dict[str, Any] = field(default_factory=dict)
+    scaler: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class FitResult:
+    """How a stage went; also written to its summary.json."""
+
+    steps: int
+    tokens: int
+    seconds: float
+    seconds_setup: float
+    tokens_per_s: float
+    final_loss: float
+    skipped_steps: int
+    peak_memory_bytes: int
+    evaluation: dict[str, float]
