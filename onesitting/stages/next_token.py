@@ -6,14 +6,15 @@ Shapes: B rows, T tokens in a row.
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from onesitting.data.examples import Batch
 from onesitting.inference.generate import generate
 from onesitting.inference.sampling import Sampling
+from onesitting.model.transformer import Transformer
 
 
-def next_token_loss(model: nn.Module, batch: Batch) -> Tensor:
+def next_token_loss(model: Transformer, batch: Batch) -> Tensor:
     """Sum over the batch's targets of the cross-entropy in nats, a float32 scalar; -100 is not trained."""
     return model(batch.tokens, targets=batch.targets, doc_ids=batch.doc_ids, positions=batch.positions)
 
@@ -30,7 +31,7 @@ def rank_share(n_rows: int, rank: int, world: int) -> tuple[int, int]:
 
 
 def write_samples(
-    model: nn.Module, tokenizer: Any, prompts: list[tuple[str, list[int]]], tokens: int, seed: int
+    model: Transformer, tokenizer: Any, prompts: list[tuple[str, list[int]]], tokens: int, seed: int
 ) -> list[dict[str, Any]]:
     """What the model writes after each (shown, ids) prompt: dicts with prompt, text, seed, finish_reason."""
     if not prompts:

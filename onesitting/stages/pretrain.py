@@ -7,12 +7,13 @@ rows (`pretrain.short_context`): the same tokens, cut into more rows, so the ord
 from typing import Any
 
 import numpy as np
-from torch import Tensor, nn
+from torch import Tensor
 
 from onesitting.config import RunConfig
 from onesitting.data.examples import Batch, chat_rows, concatenate, pretrain_batch
 from onesitting.data.tokens import ChatFolder, TokenFolder, rows
 from onesitting.evaluation.bits_per_byte import bits_per_byte
+from onesitting.model.transformer import Transformer
 from onesitting.stages.next_token import next_token_loss, rank_share, write_samples
 from onesitting.tokenizer.bpe import Tokenizer
 from onesitting.train.device import DevicePlan
@@ -75,11 +76,11 @@ class PretrainStage:
         """No limit: documents are read again in another order once all have been read."""
         return None
 
-    def loss_sum(self, model: nn.Module, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+    def loss_sum(self, model: Transformer, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         """Sum of next-token cross-entropies in nats."""
         return next_token_loss(model, batch), {}
 
-    def evaluate(self, model: nn.Module) -> dict[str, float]:
+    def evaluate(self, model: Transformer) -> dict[str, float]:
         """Bits per byte on the first tokens of the validation split."""
         result = bits_per_byte(
             model, self.data.val, self.tokenizer.token_bytes, context=self.row_length,
@@ -87,7 +88,7 @@ class PretrainStage:
         )  # fmt: skip
         return {"bits_per_byte": result.bits_per_byte, "val_nats_per_token": result.nats_per_token}
 
-    def samples(self, model: nn.Module, step: int) -> list[dict[str, Any]]:
+    def samples(self, model: Transformer, step: int) -> list[dict[str, Any]]:
         """What the model writes after the first words of validation documents."""
         prompts = []
         starts, tokens = self.data.val.doc_starts, self.data.val.tokens

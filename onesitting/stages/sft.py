@@ -6,12 +6,13 @@ from each other.
 
 from typing import Any
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from onesitting.config import RunConfig
 from onesitting.data.examples import Batch, chat_rows, n_chat_rows
 from onesitting.data.tokens import ChatFolder
 from onesitting.evaluation.bits_per_byte import chat_bits_per_byte
+from onesitting.model.transformer import Transformer
 from onesitting.stages.next_token import next_token_loss, rank_share, write_samples
 from onesitting.tokenizer.bpe import Tokenizer
 from onesitting.train.device import DevicePlan
@@ -49,11 +50,11 @@ class SFTStage:
         rows = n_chat_rows(self.chat.train, row_length=self.row_length, seed=self.cfg.seed)
         return max(1, round(self.cfg.sft.max_epochs * rows / self.n_rows))
 
-    def loss_sum(self, model: nn.Module, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+    def loss_sum(self, model: Transformer, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         """Sum of cross-entropies in nats over the assistant's tokens."""
         return next_token_loss(model, batch), {}
 
-    def evaluate(self, model: nn.Module) -> dict[str, float]:
+    def evaluate(self, model: Transformer) -> dict[str, float]:
         """Bits per byte and nats per token of the assistant's words in held-out conversations."""
         result = chat_bits_per_byte(
             model, self.chat.val, self.tokenizer.token_bytes, row_length=self.row_length,
@@ -61,7 +62,7 @@ class SFTStage:
         )  # fmt: skip
         return {"bits_per_byte": result.bits_per_byte, "val_nats_per_token": result.nats_per_token}
 
-    def samples(self, model: nn.Module, step: int) -> list[dict[str, Any]]:
+    def samples(self, model: Transformer, step: int) -> list[dict[str, Any]]:
         """Replies to the first turns of held-out conversations."""
         prompts = []
         for index in range(min(self.cfg.evaluation.samples, self.chat.val.n_conversations)):

@@ -12,11 +12,12 @@ from pathlib import Path
 from typing import Any, Protocol, Self
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from onesitting.checkpoint import latest_checkpoint, load_checkpoint, prune_checkpoints, save_checkpoint
 from onesitting.config import RunConfig
 from onesitting.errors import UserError
+from onesitting.model.transformer import Transformer
 from onesitting.runlog import StageFolder, append_jsonl, keep_jsonl
 from onesitting.train import distributed
 from onesitting.train.budget import StepTarget
@@ -58,15 +59,15 @@ class Stage(Protocol):
         """This process's micro-batches of optimizer step `step`."""
         ...
 
-    def loss_sum(self, model: nn.Module, batch: Any) -> tuple[Tensor, dict[str, Tensor]]:
+    def loss_sum(self, model: Transformer, batch: Any) -> tuple[Tensor, dict[str, Tensor]]:
         """Sum of losses over the batch's units (scalar, float32), and further named sums over the same units."""
         ...
 
-    def evaluate(self, model: nn.Module) -> dict[str, float]:
+    def evaluate(self, model: Transformer) -> dict[str, float]:
         """Named results on held-out data, units in the names; `bits_per_byte` picks the best checkpoint."""
         ...
 
-    def samples(self, model: nn.Module, step: int) -> list[dict[str, Any]]:
+    def samples(self, model: Transformer, step: int) -> list[dict[str, Any]]:
         """A few texts that the model writes now, each with its prompt and seed."""
         ...
 
@@ -87,7 +88,7 @@ class FitSettings:
 
 def fit(
     stage: Stage,
-    model: nn.Module,
+    model: Transformer,
     settings: FitSettings,
     *,
     cfg: RunConfig,
@@ -131,7 +132,7 @@ class Loop:
     def __init__(
         self,
         stage: Stage,
-        model: nn.Module,
+        model: Transformer,
         settings: FitSettings,
         cfg: RunConfig,
         folder: StageFolder,

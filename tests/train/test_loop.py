@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from onesitting.checkpoint import list_checkpoints
 from onesitting.config import (
@@ -58,14 +58,14 @@ class CountingStage:
             batch = dataclasses.replace(batch, targets=torch.full_like(batch.targets, -100), n_units=0)
         return batch.split(self.micro_rows) if batch.n_units else [batch]
 
-    def loss_sum(self, model: nn.Module, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+    def loss_sum(self, model: Transformer, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         loss = next_token_loss(model, batch)
         return loss, {}
 
-    def evaluate(self, model: nn.Module) -> dict[str, float]:
+    def evaluate(self, model: Transformer) -> dict[str, float]:
         return {"bits_per_byte": 1.0}
 
-    def samples(self, model: nn.Module, step: int) -> list[dict[str, Any]]:
+    def samples(self, model: Transformer, step: int) -> list[dict[str, Any]]:
         return []
 
 
@@ -106,7 +106,7 @@ def losses(folder: StageFolder) -> list[float]:
 class StopAfter(CountingStage):
     """Asks for a stop, as SIGTERM would, when the batches of step `stop_at` are read."""
 
-    def loss_sum(self, model: nn.Module, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+    def loss_sum(self, model: Transformer, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         import os
         import signal
 
@@ -129,7 +129,7 @@ def test_resume_equals_never_stopping_bit_for_bit(tmp_path: Path) -> None:
 
 def test_a_kill_between_checkpoints_repeats_the_lost_steps_exactly(tmp_path: Path) -> None:
     class Killed(CountingStage):
-        def loss_sum(self, model: nn.Module, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+        def loss_sum(self, model: Transformer, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
             self.count = getattr(self, "count", 0) + 1
             if self.count == 17:  # in step 8, after the checkpoint of step 5
                 raise MemoryError
@@ -201,7 +201,7 @@ class Poisoned(CountingStage):
         batches = super().next_batches(step, row_length)
         return [dataclasses.replace(b, n_tokens=b.n_tokens + (step in self.bad)) for b in batches]
 
-    def loss_sum(self, model: nn.Module, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+    def loss_sum(self, model: Transformer, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         loss, named = super().loss_sum(model, batch)
         if batch.n_tokens % 2 and self.left > 0:  # next_batches marked the step with an odd count
             self.left -= 1
