@@ -3,11 +3,11 @@
 import os
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from hypothesis import settings
+from user_command import Cli
 
 # The suite runs several processes on few cores; more threads in each would only wait for one another.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -15,8 +15,6 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 # Derandomized: a failure that only the third run finds would be nobody's. No deadline: machines are busy.
 settings.register_profile("repeatable", derandomize=True, deadline=None, max_examples=30)
 settings.load_profile("repeatable")
-
-Cli = Callable[..., subprocess.CompletedProcess[str]]
 
 
 @pytest.fixture

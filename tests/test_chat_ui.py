@@ -19,7 +19,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import Cli
+from user_command import Cli
 
 from onesitting import chat_ui
 from onesitting.chat_ui import Chat, answer, change_sampling, command, fit_prompt, fitting_tools

@@ -5,7 +5,7 @@ import time
 from pathlib import Path
 
 import pytest
-from conftest import Cli
+from user_command import Cli
 
 from onesitting import cli as command_line
 from onesitting.cli import COMMANDS, main
