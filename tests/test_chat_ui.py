@@ -253,44 +253,48 @@ def test_generate_refuses_a_prompt_that_fills_the_context(cli: Cli, model_folder
 
 def test_in_a_terminal_it_prompts_answers_and_leaves_at_the_end_of_input(model_folder: Path):
     main_end, terminal = pty.openpty()
-    program = [sys.executable, "-m", "onesitting", "chat", str(model_folder)]
-    root = Path(__file__).resolve().parents[1]
-    with subprocess.Popen(
-        program,
-        cwd=root,
+    chat = subprocess.Popen(
+        [sys.executable, "-m", "onesitting", "chat", str(model_folder)],
+        cwd=Path(__file__).resolve().parents[1],
         stdin=terminal,
         stdout=terminal,
         stderr=terminal,
         start_new_session=True,
         # Without a controlling terminal, the byte of Ctrl-C would be no signal.
         preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0),
-    ) as chat:
-        os.close(terminal)
-        shown = read_until(main_end, "you> ")
-        assert "/help lists commands" in shown
-        os.write(main_end, b"Sum?\n")
-        shown = read_until(main_end, "you> ")
-        assert "Sum?" in shown
-        os.write(main_end, b"\x03")  # Ctrl-C at the prompt explains how to leave
-        assert "/quit or Ctrl-D leaves" in read_until(main_end, "you> ")
-        # Typed before the prompt reads, a Ctrl-D is lost to the terminal: type it as a person would, until it works.
+    )
+    os.close(terminal)
+    try:
+        assert "/help lists commands" in type_until(main_end, b"", "you> ")
+        assert "Sum?" in type_until(main_end, b"Sum?\n", "you> ")
+        assert type_until(
+            main_end, b"\x03", "/quit or Ctrl-D leaves"
+        )  # at the prompt it explains how to leave
         deadline = time.monotonic() + 20
         while chat.poll() is None and time.monotonic() < deadline:
             os.write(main_end, b"\x04")
-            time.sleep(0.2)
-        chat.kill()  # without effect on a program that has left; without it a failure would wait for ever
-    os.close(main_end)
-    assert chat.returncode == 0
+            time.sleep(0.5)
+        assert chat.returncode == 0
+    finally:
+        chat.kill()  # without effect on a program that has left
+        chat.wait()
+        os.close(main_end)
 
 
-def read_until(descriptor: int, text: str) -> str:
-    shown = ""
-    deadline = time.monotonic() + 40
+def type_until(descriptor: int, keys: bytes, text: str) -> str:
+    """What a terminal shows until `text` appears; control keys are typed again every second.
+
+    A key typed before the prompt reads it is lost to the terminal, as it is for a person.
+    """
+    os.write(descriptor, keys)
+    shown, deadline = "", time.monotonic() + 40
     while text not in shown and time.monotonic() < deadline:
         if select.select([descriptor], [], [], 1.0)[0]:
             try:
                 shown += os.read(descriptor, 4096).decode(errors="replace")
             except OSError:  # the program has ended
                 break
+        elif keys.startswith((b"\x03", b"\x04")):
+            os.write(descriptor, keys)
     assert text in shown, shown
     return shown
