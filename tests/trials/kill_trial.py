@@ -19,8 +19,8 @@ import time
 from pathlib import Path
 
 OPTIONS = (
-    "tiny", "--corpus.world_mb", "0.4", "--tokenizer.train_mb", "0.2", "--budget", "tokens=600k",
-    "--checkpoint.every_steps", "4", "--evaluation.suite", "none", "--evaluation.every_fraction", "0.25",
+    "tiny", "--corpus.world_mb", "0.4", "--tokenizer.train_mb", "0.2", "--budget", "tokens=1200k",
+    "--checkpoint.every_steps", "3", "--evaluation.suite", "none", "--evaluation.every_fraction", "0.25",
 )  # fmt: skip
 
 
@@ -63,8 +63,8 @@ def main() -> None:
         while True:
             process = start(killed)
             try:
-                # From before the first import to the end of the run: starting takes about a third of it.
-                code = process.wait(rng.uniform(0.1, 0.8) * peace_s if n_kills < options.kills else None)
+                # From before the first import into the training, which starts after about three seconds.
+                code = process.wait(rng.uniform(0.5, 4.5) if n_kills < options.kills else None)
                 assert code == 0, f"the resumed run failed with exit code {code}"
                 break
             except subprocess.TimeoutExpired:
