@@ -1,4 +1,4 @@
-"""Some fifty kinds of bad input through the command line: one clear message, exit code 2, no traceback, nothing lost."""
+"""Fifty kinds of bad input through the command line: one clear message, exit code 2, no traceback, nothing lost."""
 
 import json
 import os
