@@ -14,7 +14,7 @@ import shutil
 from collections.abc import Generator, Iterable, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, get_args
 
 import torch
 from safetensors import SafetensorError
@@ -33,6 +33,7 @@ from onesitting.model.hf import (
     to_hf_state,
 )
 from onesitting.model.transformer import Transformer
+from onesitting.settings import settings
 
 if TYPE_CHECKING:
     from onesitting.tokenizer.bpe import Tokenizer
@@ -83,18 +84,19 @@ def find_model_folder(path: Path) -> Path:
     Raises UserError listing where it looked.
     """
     path = Path(path)
-    candidates = [path, path / "model", path / "sft" / "model", path / "pretrain" / "model"]
+    stages = get_args(settings()["stages"].item_kind)[::-1]
+    candidates = [path, path / "model", *(path / stage / "model" for stage in stages)]
     for candidate in candidates:
         if (candidate / "config.json").is_file():
             return candidate
     if not path.exists():
         raise UserError(f"{path} does not exist; give a run folder (runs/NAME) or a model folder")
-    for stage in ("sft", "pretrain", "."):
+    for stage in (*stages, "."):
         newest, _ = latest_checkpoint(path / stage / "checkpoints")
         if newest is not None:
             return newest
     raise UserError(
-        f"{path} holds no model (no model/, sft/model/, pretrain/model/ or checkpoint); train one first"
+        f"{path} holds no model (no model/, {'/model/, '.join(stages)}/model/ or checkpoint); train one first"
     )
 
 
@@ -221,7 +223,7 @@ def config_differences(stored: ModelConfig, wanted: ModelConfig) -> list[str]:
 
 def _unstored(cfg: ModelConfig) -> set[str]:
     """Fields that do not shape the model, so that a config.json does not hold them."""
-    return {"init", "rope_theta"} if cfg.positions == "learned" else {"init"}
+    return {"rope_theta"} if cfg.positions == "learned" else set()
 
 
 def _check_state(folder: Path, model: Transformer, state: Mapping[str, Tensor]) -> None:
@@ -247,7 +249,7 @@ def _write_model(
     card: str | None,
     dtype: torch.dtype | None,
 ) -> None:
-    cfg = dataclasses.replace(model.cfg, init="")
+    cfg = model.cfg
     state = {name: p.detach().to("cpu", dtype) for name, p in model.named_parameters()}
     dtype_name = str(dtype or next(model.parameters()).dtype).removeprefix("torch.")
     stop_ids: list[int] = [tokenizer.im_end_id, tokenizer.eos_id] if tokenizer else []

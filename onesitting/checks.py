@@ -232,11 +232,6 @@ def _check_places(cfg: RunConfig) -> None:
         raise UserError(
             f"tokenizer.path = {cfg.tokenizer.path!r}: no tokenizer.json there; name a tokenizer's folder"
         )
-    if cfg.model.init and not (Path(cfg.model.init).expanduser() / "config.json").is_file():
-        raise UserError(
-            f"model.init = {cfg.model.init!r}: no config.json there; "
-            "name a model's folder, such as runs/demo/sft/model"
-        )
     if "/" in cfg.name or "\\" in cfg.name or cfg.name in (".", ".."):
         raise UserError(f"name = {cfg.name!r}: a folder's name without slashes; the folder above it is `out`")
     out = Path(cfg.out).expanduser().absolute()

@@ -10,6 +10,9 @@ from onesitting.config import RunConfig
 from onesitting.errors import UserError
 from onesitting.recipe import bundled_recipes, flat_values, load_recipe, recipe_name, resolve
 
+SHORTER = {"start_from": "--from"}
+"""Setting -> another spelling of its option. (`from` itself cannot name a field in Python.)"""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Request:
@@ -100,6 +103,7 @@ def _add_settings(parser: Parser, values: dict[str, Any], wants_help: bool) -> N
     for name, setting in st.settings().items():
         value = _shown(values.get(name, setting.default))
         groups[setting.section].add_argument(
+            *([SHORTER[name]] if name in SHORTER else []),
             f"--{name}",
             dest=name,
             default=argparse.SUPPRESS,  # only what is given overrides the recipe

@@ -84,8 +84,6 @@ class ModelConfig:
     """Biases in linear layers (GPT-2)."""
     tie_embeddings: bool = True
     """Use the embedding table as the output matrix."""
-    init: str = ""
-    """Folder of a model to start from (a run's stage or a Hugging Face folder); empty: random weights."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -244,6 +242,9 @@ class RunConfig:
     """Conversations to fine-tune on: files, folders, globs, `hub:owner/name`, or `world`."""
     stages: tuple[Literal["pretrain", "sft"], ...] = ("pretrain", "sft")
     """Training stages, in order."""
+    start_from: str = ""
+    """Model that the first stage starts from: a run, one of its stages, or a Hugging Face folder. Its shape and
+    tokenizer are taken over; rows are no longer than model.context_length. Empty: random weights."""
     corpus: CorpusConfig = field(default_factory=CorpusConfig)
     """Reading and preparing data."""
     tokenizer: TokenizerConfig = field(default_factory=TokenizerConfig)

@@ -73,6 +73,7 @@ def inspect_tokens(cfg: RunConfig, text: str | None = None, console: Console | N
     text: empty or None: the beginning of the first document.
     """
     console = console or Console(highlight=False, soft_wrap=True)
+    cfg = _with_start_model(cfg)
     tokenizer = _tokenizer(cfg, console)
     text = text or _shortened(next(_texts(cfg)))
     ids = tokenizer.encode(text)
@@ -107,6 +108,7 @@ def inspect_batch(
     if step < 0:
         raise UserError(f"--step {step}: steps are counted from 0")
     console = console or Console(highlight=False, soft_wrap=True)
+    cfg = _with_start_model(cfg)
     tokenizer = _tokenizer(cfg, console)
     batches, isolated = _step_batches(cfg, tokenizer, stage, step, console)
     n_rows = sum(len(batch.tokens) for batch in batches)
@@ -235,6 +237,15 @@ def _row_length(cfg: RunConfig, run: RunFolder, step: int, console: Console) -> 
         style=MARK,
     )
     return cfg.pretrain.short_context
+
+
+def _with_start_model(cfg: RunConfig) -> RunConfig:
+    """The run's own configuration; only a run that starts from another model needs that model (and torch) here."""
+    if not cfg.start_from:
+        return cfg
+    from onesitting.start import with_start_model
+
+    return with_start_model(cfg)
 
 
 def _run(cfg: RunConfig) -> RunFolder:

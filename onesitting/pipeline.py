@@ -32,6 +32,7 @@ from onesitting.recipe import flat_values, load_recipe, resolve, write_config
 from onesitting.runlog import RunFolder, StageFolder, write_atomic
 from onesitting.stages.pretrain import PretrainStage
 from onesitting.stages.sft import SFTStage
+from onesitting.start import start_folder, with_start_model
 from onesitting.tokenizer.bpe import Tokenizer, train_tokenizer
 from onesitting.train import distributed
 from onesitting.train.budget import StepTarget, parse_budget
@@ -68,6 +69,7 @@ def run_pipeline(cfg: RunConfig, recipe: str, only: tuple[str, ...] = ()) -> Pat
     only: phases of `tokenizer`, `prepare`, `pretrain`, `sft`, `evaluate`; () is all of them and the report.
     Raises UserError for a user's mistake and KeyboardInterrupt once the state of an interrupted stage is saved.
     """
+    cfg = with_start_model(cfg)
     check_config(cfg)
     ranks = distributed.init(cfg.device)
     try:
@@ -206,28 +208,30 @@ class Run:
             self.ranks.barrier()
 
     def initial_model(self, name: str) -> Transformer:
-        """Random weights, the weights of `model.init`, or those of the stage before."""
+        """The model of the stage before, that of `start_from`, or random weights for pretraining."""
         cfg = self.cfg
-        vocab_size = cfg.model.vocab_size or self.tokenizer.vocab_size
-        before = self.folder.stage("pretrain").model
-        if name != "pretrain" and (before / "config.json").is_file():
-            model = load_model(before)
-        elif cfg.model.init:
-            model = load_model(Path(cfg.model.init).expanduser())
-            if model.cfg.vocab_size < self.tokenizer.vocab_size:
-                raise UserError(
-                    f"model.init = {cfg.model.init!r} has {model.cfg.vocab_size} embedding rows and the tokenizer "
-                    f"{self.tokenizer.vocab_size} entries; set tokenizer.path to that model's folder"
-                )
-        elif name != "pretrain":
-            raise UserError(
-                f"{name} needs a model to start from: run `onesitting pretrain …` first, or set model.init to a folder"
-            )
-        else:
+        source = self.source(name)
+        if source is not None:
+            self.say(f"{name} · starting from {source}")
+            model = load_model(source)
+        elif name == "pretrain":
+            vocab_size = cfg.model.vocab_size or self.tokenizer.vocab_size
             model = Transformer(replace(cfg.model, vocab_size=vocab_size), seed=cfg.seed)
+        else:
+            raise UserError(
+                f"{name} needs a model to start from: run `onesitting pretrain …` first, or name one with --from"
+            )
         model = model.to(device=self.plan.torch_device, dtype=torch.float32).train()
         distributed.broadcast_model(model, self.ranks)  # machines may differ in a last bit
         return distributed.shard_model(model, self.ranks) if cfg.device.shard == "fsdp" else model
+
+    def source(self, name: str) -> Path | None:
+        """Folder of the model that a stage starts from: the last stage before it that is done, else `start_from`."""
+        stages = self.cfg.stages
+        for earlier in reversed(stages[: stages.index(name)]):
+            if (self.folder.stage(earlier).model / "config.json").is_file():
+                return self.folder.stage(earlier).model
+        return start_folder(self.cfg)
 
     def make_stage(self, name: str, plan: DevicePlan) -> PretrainStage | SFTStage:
         """The stage's data, loss and evaluation."""

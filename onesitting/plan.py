@@ -26,6 +26,7 @@ from onesitting.pipeline import SUITE_GUESS
 from onesitting.plan_speed import measure_speed, predict_speed
 from onesitting.plan_text import show_plan
 from onesitting.runlog import RunFolder
+from onesitting.start import with_start_model
 from onesitting.train.budget import parse_budget
 from onesitting.train.device import DevicePlan, plan_device
 from onesitting.train.hardware import detect
@@ -103,6 +104,7 @@ def make_plan(cfg: RunConfig, *, measure: bool = False) -> Plan:
     measure: time a few steps of the real model instead of predicting their speed from matrix products.
     Raises UserError for every setting that the run itself would refuse at its start.
     """
+    cfg = with_start_model(cfg)
     check_config(cfg)
     budget = parse_budget(cfg.budget)
     model = replace(cfg.model, vocab_size=cfg.model.vocab_size or -(-_vocab_size(cfg) // 64) * 64)

@@ -79,7 +79,7 @@ def _parse(text: str, where: str) -> Flat:
     flat: Flat = {}
     for name, value in flatten(nested).items():
         try:
-            flat[name] = _checked(name, value, text=False)
+            flat[st.RENAMED.get(name, name)] = _checked(st.RENAMED.get(name, name), value, text=False)
         except UserError as error:
             line = _line_of(text, name)
             raise UserError(f"{where}{f', line {line}' if line else ''}: {error}") from None

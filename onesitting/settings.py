@@ -29,6 +29,9 @@ _TRUTH = {
     "0": False,
 }
 
+RENAMED = {"model.init": "start_from"}
+"""Old name -> new name: the config.toml of a run that was made with an older version is still read."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Setting:

@@ -67,7 +67,7 @@ CASES: dict[str, tuple[Case, str]] = {
     "share above one": (setting("--pretrain.share", "1.9"), "pretrain.share = 1.9"),
     "device that is not here": (setting("--device.device", "xpu"), "xpu"),
     "tokenizer folder without one": (lambda tmp: [*TINY, "--tokenizer.path", str(tmp)], "tokenizer.json"),
-    "start model that is none": (lambda tmp: [*TINY, "--model.init", str(tmp)], "model.init"),
+    "start model that is none": (lambda tmp: [*TINY, "--from", str(tmp)], "holds no model"),
     "missing data": (setting("--data", "nowhere.txt"), "nowhere.txt"),
     "glob without a match": (setting("--data", "nothing-*.md"), "nothing-"),
     "empty folder": (lambda tmp: [*TINY, "--data", str(tmp)], "no file"),

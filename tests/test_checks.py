@@ -52,7 +52,6 @@ def test_the_count_of_special_tokens_is_the_tokenizers() -> None:
         ("corpus.val_fraction", 0.0, "corpus.val_data"),
         ("corpus.val_data", ("missing.txt",), "no such file"),
         ("tokenizer.path", "nowhere", "tokenizer.json"),
-        ("model.init", "nowhere", "config.json"),
         ("name", "a/b", "without slashes"),
     ],
 )

@@ -269,11 +269,15 @@ def read_hf_folder(folder: Path) -> tuple[ModelConfig, dict[str, Tensor]]:
 
     Raises UserError naming the file that is missing or broken.
     """
+    cfg, tensors = read_config(folder), read_tensors(folder)
+    native = read_json(folder / "config.json").get("model_type") == NATIVE
+    return cfg, tensors if native else from_hf_state(cfg, tensors)
+
+
+def read_config(folder: Path) -> ModelConfig:
+    """The shape of the model in a folder, from its config.json; UserError where our model cannot have it."""
     config = read_json(folder / "config.json")
-    if config.get("model_type") == NATIVE:
-        return native_config(config), read_tensors(folder)
-    cfg = config_from_hf(config)
-    return cfg, from_hf_state(cfg, read_tensors(folder))
+    return native_config(config) if config.get("model_type") == NATIVE else config_from_hf(config)
 
 
 NATIVE = "onesitting"

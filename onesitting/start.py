@@ -1,0 +1,39 @@
+"""Starting from another model: `start_from`, given as `--from`, is a run, one of its stages, or a Hugging Face folder.
+
+The model brings its shape and its tokenizer. Everything else, the data, the stages, the rates, is the run's own.
+"""
+
+from dataclasses import replace
+from pathlib import Path
+
+from onesitting.checkpoint import find_model_folder
+from onesitting.config import RunConfig
+from onesitting.errors import UserError
+from onesitting.model.hf import read_config
+
+
+def start_folder(cfg: RunConfig) -> Path | None:
+    """The model folder that `start_from` means; None without it. Raises UserError when there is no model."""
+    return find_model_folder(Path(cfg.start_from).expanduser()) if cfg.start_from else None
+
+
+def with_start_model(cfg: RunConfig) -> RunConfig:
+    """The configuration with the shape and the tokenizer of `start_from`; unchanged without it.
+
+    `model.context_length` keeps the run's own value where that is shorter: a model of long context need not be
+    trained on rows that long. Raises UserError when the model is not there or has no tokenizer.
+    """
+    folder = start_folder(cfg)
+    if folder is None:
+        return cfg
+    model = read_config(folder)
+    tokenizer = cfg.tokenizer
+    if not tokenizer.path:
+        if not (folder / "tokenizer.json").is_file():
+            raise UserError(
+                f"start_from = {cfg.start_from!r}: {folder} has no tokenizer.json; "
+                "set tokenizer.path to the tokenizer that this model was trained with"
+            )
+        tokenizer = replace(tokenizer, path=str(folder))
+    context_length = min(model.context_length, cfg.model.context_length)
+    return replace(cfg, model=replace(model, context_length=context_length), tokenizer=tokenizer)
