@@ -9,8 +9,9 @@ import math
 import os
 from collections.abc import Iterable
 from pathlib import Path
+from typing import get_args
 
-from onesitting.config import ModelConfig, RunConfig
+from onesitting.config import ModelConfig, RunConfig, StageName, stage_config
 from onesitting.errors import UserError
 
 N_BYTES = 256  # a byte-level tokenizer holds every byte
@@ -123,16 +124,17 @@ def _check_range(name: str, value: float, smallest: float, largest: float) -> No
 
 def _check_stages(cfg: RunConfig) -> None:
     if not cfg.stages:
-        raise UserError("stages is empty: name at least one of pretrain, sft")
+        raise UserError(f"stages is empty: name at least one of {', '.join(get_args(StageName))}")
     if len(set(cfg.stages)) < len(cfg.stages):
         raise UserError(f"stages = {', '.join(cfg.stages)}: each stage can be named once")
-    if cfg.stages == ("sft", "pretrain"):
+    if "pretrain" in cfg.stages[1:]:
+        right = ", ".join(["pretrain", *(stage for stage in cfg.stages if stage != "pretrain")])
         raise UserError(
-            "stages = sft, pretrain: pretraining afterwards would undo the tuning; use pretrain, sft"
+            f"stages = {', '.join(cfg.stages)}: pretraining afterwards would undo the tuning; use {right}"
         )
-    shares = {stage: setting(cfg, f"{stage}.share") for stage in cfg.stages}
-    for stage, share in shares.items():
-        if share == 0 and setting(cfg, f"{stage}.tokens") == 0:
+    for stage in cfg.stages:
+        part = stage_config(cfg, stage)
+        if part.share == 0 and part.tokens == 0 and not part.budget:
             raise UserError(f"{stage}.share = 0 leaves it no time: raise it, or take {stage} out of stages")
 
 
@@ -168,7 +170,7 @@ def _check_rows(cfg: RunConfig) -> None:
         )
     lengths: list[tuple[str, str, int, int]] = []
     for stage in cfg.stages:
-        part = cfg.pretrain if stage == "pretrain" else cfg.sft
+        part = stage_config(cfg, stage)
         name = f"{stage}.context_length" if part.context_length else "model.context_length"
         lengths.append((stage, name, part.context_length or longest, part.step_tokens))
     if short and "pretrain" in cfg.stages:

@@ -5,7 +5,9 @@ A recipe (TOML) and the command line fill the same `RunConfig`, by the same dott
 """
 
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Literal, Protocol
+
+StageName = Literal["pretrain", "sft"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -116,6 +118,8 @@ class PretrainConfig:
 
     share: float = 0.7
     """Share of a time budget's training time that this stage gets."""
+    budget: str = ""
+    """Time of its own, such as 2m, for a stage that is added to a run; empty: its share of the run's budget."""
     tokens: int = 0
     """Tokens to train on; 0: what the time budget allows."""
     step_tokens: int = 8192
@@ -148,6 +152,8 @@ class SFTConfig:
 
     share: float = 0.3
     """Share of a time budget's training time that this stage gets."""
+    budget: str = ""
+    """Time of its own, such as 2m, for a stage that is added to a run; empty: its share of the run's budget."""
     tokens: int = 0
     """Tokens to train on; 0: what the time budget allows."""
     max_epochs: float = 3.0
@@ -240,7 +246,7 @@ class RunConfig:
     """Text to pretrain on: files, folders, globs, `hub:owner/name`, or `world` (synthetic)."""
     chat: tuple[str, ...] = ("world",)
     """Conversations to fine-tune on: files, folders, globs, `hub:owner/name`, or `world`."""
-    stages: tuple[Literal["pretrain", "sft"], ...] = ("pretrain", "sft")
+    stages: tuple[StageName, ...] = ("pretrain", "sft")
     """Training stages, in order."""
     start_from: str = ""
     """Model that the first stage starts from: a run, one of its stages, or a Hugging Face folder. Its shape and
@@ -265,3 +271,62 @@ class RunConfig:
     """Checkpoints."""
     log: LogConfig = field(default_factory=LogConfig)
     """Screen and log files."""
+
+
+class StageConfig(Protocol):
+    """What the settings of every stage have; `stage_config` finds them by the stage's name."""
+
+    @property
+    def share(self) -> float:
+        """Share of a time budget's training time."""
+        ...
+
+    @property
+    def budget(self) -> str:
+        """Time of its own; empty: its share of the run's."""
+        ...
+
+    @property
+    def tokens(self) -> int:
+        """Tokens to train on; 0: what the time allows."""
+        ...
+
+    @property
+    def step_tokens(self) -> int:
+        """Places in one optimizer step, over all processes."""
+        ...
+
+    @property
+    def micro_batch_rows(self) -> int:
+        """Rows in one forward pass; 0: chosen by the device."""
+        ...
+
+    @property
+    def context_length(self) -> int:
+        """Tokens in a row; 0: the model's context length."""
+        ...
+
+    @property
+    def lr_scale(self) -> float:
+        """Factor on every learning rate."""
+        ...
+
+    @property
+    def warmup_steps(self) -> int:
+        """Updates until the peak of the learning rate."""
+        ...
+
+    @property
+    def decay_fraction(self) -> float:
+        """Last part of training over which the rate falls."""
+        ...
+
+    @property
+    def final_lr(self) -> float:
+        """Rate of the last update, as a fraction of the peak."""
+        ...
+
+
+def stage_config(cfg: RunConfig, name: str) -> StageConfig:
+    """The settings of a stage: the section of its name."""
+    return getattr(cfg, name)

@@ -213,14 +213,14 @@ def _step_batches(
 
         if stage == "sft":
             batches = SFTStage(cfg, tokenizer, chat_data(), plan, ranks).next_batches(
-                step, cfg.sft.context_length or cfg.model.context_length
+                None, step, cfg.sft.context_length or cfg.model.context_length
             )
             return batches, True
         marked = replace(cfg, pretrain=replace(cfg.pretrain, isolate="on"))
         chat = chat_data() if cfg.pretrain.chat_fraction > 0 else None
         source = PretrainStage(marked, tokenizer, text_data(), chat, plan, ranks)
         isolated = PretrainStage(cfg, tokenizer, source.data, chat, plan, ranks).isolate
-        return source.next_batches(step, _row_length(cfg, run, step, console)), isolated
+        return source.next_batches(None, step, _row_length(cfg, run, step, console)), isolated
 
 
 def _row_length(cfg: RunConfig, run: RunFolder, step: int, console: Console) -> int:

@@ -7,6 +7,7 @@ where it stopped. All phases share one time budget (`Clock`); what each really t
 import json
 import math
 import shlex
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -17,8 +18,8 @@ from rich.console import Console
 
 from onesitting.checkpoint import load_model, save_model
 from onesitting.checks import check_config
-from onesitting.clock import Clock
-from onesitting.config import RunConfig
+from onesitting.clock import CLOSING_S, Clock
+from onesitting.config import RunConfig, stage_config
 from onesitting.data.prepare import prepare_conversations, prepare_documents
 from onesitting.data.sources import sample_texts
 from onesitting.data.tokens import ChatFolder, TokenFolder
@@ -28,10 +29,9 @@ from onesitting.evaluation.report import print_report, write_report
 from onesitting.evaluation.suite import Mode, TaskResult, run_suite
 from onesitting.model.flops import count_parameters, flops_per_token
 from onesitting.model.transformer import Transformer
-from onesitting.recipe import flat_values, load_recipe, resolve, write_config
+from onesitting.run_settings import claim, own_budget, total_seconds, with_stage
 from onesitting.runlog import RunFolder, StageFolder, write_atomic
-from onesitting.stages.pretrain import PretrainStage
-from onesitting.stages.sft import SFTStage
+from onesitting.stages.make import PipelineStage, StageInputs, make_stage
 from onesitting.start import start_folder, with_start_model
 from onesitting.tokenizer.bpe import Tokenizer, train_tokenizer
 from onesitting.train import distributed
@@ -41,18 +41,6 @@ from onesitting.train.limit import measure_matrix_limit
 from onesitting.train.loop import FitSettings, fit
 from onesitting.train.signals import Interrupted
 from onesitting.train.state import FitResult
-
-MAY_CHANGE = (
-    "log.",
-    "checkpoint.",
-    "evaluation.",
-    "device.",
-    "corpus.cache",
-    "corpus.workers",
-    "out",
-    "name",
-)
-"""Settings with which a run can be continued although they differ from its config.toml."""
 
 SUITE_GUESS = 0.04
 """Share of the budget that one pass of the question suite may take, until one has been timed."""
@@ -66,10 +54,10 @@ T = TypeVar("T")
 def run_pipeline(cfg: RunConfig, recipe: str, only: tuple[str, ...] = ()) -> Path:
     """Do every phase that is not done yet; the run's folder comes back.
 
-    only: phases of `tokenizer`, `prepare`, `pretrain`, `sft`, `evaluate`; () is all of them and the report.
+    only: phases of `tokenizer`, `prepare`, `evaluate`, or the name of a stage; () is all of them and the report.
     Raises UserError for a user's mistake and KeyboardInterrupt once the state of an interrupted stage is saved.
     """
-    cfg = with_start_model(cfg)
+    cfg = with_start_model(with_stage(cfg, only))
     check_config(cfg)
     ranks = distributed.init(cfg.device)
     try:
@@ -77,7 +65,7 @@ def run_pipeline(cfg: RunConfig, recipe: str, only: tuple[str, ...] = ()) -> Pat
         run.prepare()
         for stage in run.stages:
             run.train(stage)
-        if not only or "evaluate" in only:
+        if run.reports:
             run.report()
         return run.folder.path
     except Interrupted as interrupted:
@@ -100,8 +88,11 @@ class Run:
         ranks.barrier()
         self.plan = plan_device(cfg.device, detect(), ranks)
         self.stages = [s for s in cfg.stages if not only or s in only or "evaluate" in only]
+        self.reports = not only or "evaluate" in only or own_budget(cfg, only[0]) is not None
         self.budget = parse_budget(cfg.budget)
-        self.clock = Clock(self.folder.path / "timing.json", self.budget.seconds, writes=ranks.rank == 0)
+        allowed = total_seconds(cfg)
+        self.clock = Clock(self.folder.path / "timing.json", allowed, writes=ranks.rank == 0)
+        self.start_s = time.process_time()
         self.tokenizer: Tokenizer
         self.data: TokenFolder | None = None
         self.chat: ChatFolder | None = None
@@ -119,12 +110,13 @@ class Run:
         self.tokenizer = self.first_rank_makes("tokenizer", self.make_tokenizer)
         if self.only == ("tokenizer",):
             return
-        if "pretrain" in cfg.stages:
+        needed = cfg.stages if not self.only or "prepare" in self.only else self.stages
+        if "pretrain" in needed:
             self.data = self.first_rank_makes(
                 "prepare",
                 lambda: prepare_documents(cfg.data, self.tokenizer, cfg.corpus, out / "text", cfg.seed),
             )
-        if "sft" in cfg.stages or cfg.pretrain.chat_fraction > 0:
+        if "sft" in needed or ("pretrain" in needed and cfg.pretrain.chat_fraction > 0):
             self.chat = self.first_rank_makes(
                 "prepare",
                 lambda: prepare_conversations(cfg.chat, self.tokenizer, cfg.corpus, out / "chat", cfg.seed),
@@ -163,12 +155,12 @@ class Run:
             )
         else:
             self.fit(name, folder)
-        if not self.only or "evaluate" in self.only:
+        if self.reports:
             self.evaluate(name, folder)
 
     def fit(self, name: str, folder: StageFolder) -> None:
         """Train one stage through the loop; write its model and summary.json."""
-        settings = self.cfg.pretrain if name == "pretrain" else self.cfg.sft
+        settings = stage_config(self.cfg, name)
         model = self.initial_model(name)
         plan = self.plan.for_model(model.cfg)
         stage = self.make_stage(name, plan)
@@ -233,25 +225,32 @@ class Run:
                 return self.folder.stage(earlier).model
         return start_folder(self.cfg)
 
-    def make_stage(self, name: str, plan: DevicePlan) -> PretrainStage | SFTStage:
+    def make_stage(self, name: str, plan: DevicePlan) -> PipelineStage:
         """The stage's data, loss and evaluation."""
-        if name == "pretrain":
-            assert self.data is not None
-            chat = self.chat if self.cfg.pretrain.chat_fraction > 0 else None
-            return PretrainStage(self.cfg, self.tokenizer, self.data, chat, plan, self.ranks)
-        assert self.chat is not None
-        return SFTStage(self.cfg, self.tokenizer, self.chat, plan, self.ranks)
+        return make_stage(
+            name,
+            StageInputs(
+                cfg=self.cfg, tokenizer=self.tokenizer, plan=plan, ranks=self.ranks, data=self.data, chat=self.chat,
+                start=self.source(name),
+            ),
+        )  # fmt: skip
 
     def stage_seconds(self, name: str) -> float | None:
-        """Seconds for one stage: its share of what is left after the suites that are still to come."""
-        left = self.clock.left_s
-        if left is None:
+        """Seconds for one stage: its own, or its share of what is left after the suites that are still to come."""
+        own, left = own_budget(self.cfg, name), self.clock.left_s
+        if own is not None:
+            if own.seconds is None:
+                return None
+            seconds = own.seconds - self.start_s - CLOSING_S - self.suite_seconds()
+        elif left is None:
             return None
-        later = self.stages[self.stages.index(name) :]
-        left += self.clock.phases.get(name, 0.0)  # a resumed stage counts its earlier sittings itself
-        left -= self.suite_seconds() * len(later) if not self.only else 0.0
-        shares = {s: (self.cfg.pretrain if s == "pretrain" else self.cfg.sft).share for s in later}
-        seconds = left * shares[name] / sum(shares.values())
+        else:
+            later = self.stages[self.stages.index(name) :]
+            left += self.clock.phases.get(name, 0.0)  # a resumed stage counts its earlier sittings itself
+            left -= self.suite_seconds() * len(later) if self.reports else 0.0
+            owned = [budget.seconds for s in later if (budget := own_budget(self.cfg, s)) is not None]
+            shares = {s: stage_config(self.cfg, s).share for s in later if own_budget(self.cfg, s) is None}
+            seconds = (left - sum(s or 0.0 for s in owned)) * shares[name] / sum(shares.values())
         if seconds < 1:
             raise UserError(
                 f"budget = {self.cfg.budget!r}: {self.clock.used_s:.0f} s were used before {name} and nothing is left "
@@ -268,14 +267,15 @@ class Run:
 
     def stage_tokens(self, name: str) -> int | None:
         """Tokens for one stage, where they are given: its own setting, else its share of `tokens=…`."""
-        settings = self.cfg.pretrain if name == "pretrain" else self.cfg.sft
+        settings, own = stage_config(self.cfg, name), own_budget(self.cfg, name)
         if settings.tokens:
             return settings.tokens
-        if self.budget.tokens is None:
-            return None
-        if name == "pretrain" or "pretrain" not in self.cfg.stages:
+        if own is not None or self.budget.tokens is None:
+            return own.tokens if own else None
+        first = self.cfg.stages[0]  # the budget is that of the first stage; the others follow by their shares
+        if name == first:
             return self.budget.tokens
-        return round(self.budget.tokens * self.cfg.sft.share / self.cfg.pretrain.share)
+        return round(self.budget.tokens * settings.share / stage_config(self.cfg, first).share)
 
     def summary(
         self, name: str, result: FitResult, n_parameters: int, flops: float, limit: float
@@ -339,25 +339,6 @@ class Run:
             write_report(self.folder)  # once more, so that the report's own seconds are in it
             print_report(self.folder)
         self.ranks.barrier()
-
-
-def claim(folder: RunFolder, cfg: RunConfig) -> None:
-    """Make the run folder and its config.toml; refuse a folder that holds a run with other settings."""
-    folder.create()
-    if not folder.config_path.exists():
-        write_config(cfg, folder.config_path)
-        return
-    there, here = flat_values(resolve(load_recipe(folder.path))), flat_values(cfg)
-    differing = [
-        f"{name} is {there.get(name)!r} there and {value!r} here"
-        for name, value in here.items()
-        if value != there.get(name) and not name.startswith(MAY_CHANGE)
-    ]
-    if differing:
-        raise UserError(
-            f"{folder.path} holds a run with other settings: {'; '.join(differing[:4])}. Start another run with "
-            f"--name, or continue this one with `onesitting run {folder.path}`"
-        )
 
 
 def text_sample(cfg: RunConfig) -> Iterator[str]:

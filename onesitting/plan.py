@@ -16,7 +16,7 @@ import torch
 
 from onesitting.checks import check_config
 from onesitting.clock import CLOSING_S
-from onesitting.config import ModelConfig, PretrainConfig, RunConfig, SFTConfig
+from onesitting.config import ModelConfig, RunConfig, StageConfig, stage_config
 from onesitting.data.sources import expand
 from onesitting.errors import UserError
 from onesitting.evaluation.curves import short_number
@@ -168,7 +168,7 @@ def _vocab_size(cfg: RunConfig) -> int:
     return cfg.tokenizer.vocab_size
 
 
-def _row_length(settings: PretrainConfig | SFTConfig, model: ModelConfig) -> int:
+def _row_length(settings: StageConfig, model: ModelConfig) -> int:
     return settings.context_length or model.context_length
 
 
@@ -216,8 +216,8 @@ def _stages(
 ) -> list[StagePlan]:
     """Each stage with its tokens: those given, or what its share of the remaining time allows."""
     budget = parse_budget(cfg.budget)
-    parts: dict[str, PretrainConfig | SFTConfig] = {"pretrain": cfg.pretrain, "sft": cfg.sft}
-    shares = {name: parts[name].share for name in cfg.stages}
+    parts = {name: stage_config(cfg, name) for name in cfg.stages}
+    shares = {name: part.share for name, part in parts.items()}
     left = (budget.seconds or 0.0) - before_s - CLOSING_S - suite_seconds(cfg) * len(cfg.stages)
     if budget.seconds is not None and left < 1.0:
         raise UserError(

@@ -20,7 +20,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from onesitting.config import RunConfig
+from onesitting.config import RunConfig, stage_config
 from onesitting.errors import UserError
 from onesitting.evaluation.curves import Curve, draw_curves, short_number
 from onesitting.evaluation.limits import describe_limits
@@ -181,7 +181,7 @@ def _read_stage(cfg: RunConfig, name: str, folder: StageFolder) -> StageReport:
     if not summary and metrics:
         numbers |= _numbers_so_far(metrics)
     if numbers["real_token_fraction"] is None and numbers["steps"] and numbers["tokens"]:
-        step_tokens = (cfg.pretrain if name == "pretrain" else cfg.sft).step_tokens  # places in a step
+        step_tokens = stage_config(cfg, name).step_tokens  # places in a step
         numbers["real_token_fraction"] = numbers["tokens"] / (numbers["steps"] * step_tokens)
     samples = read_jsonl(folder.samples_path)
     last_step = max((record.get("step", 0) for record in samples), default=0)
@@ -231,8 +231,8 @@ def _read_budget(run: RunFolder, cfg: RunConfig, finished: bool) -> BudgetReport
 
 
 def _reasons_to_end_early(cfg: RunConfig) -> list[str]:
-    parts = {"pretrain": cfg.pretrain, "sft": cfg.sft}
-    given = [f"{stage}.tokens = {parts[stage].tokens}" for stage in cfg.stages if parts[stage].tokens]
+    tokens = {stage: stage_config(cfg, stage).tokens for stage in cfg.stages}
+    given = [f"{stage}.tokens = {n}" for stage, n in tokens.items() if n]
     if "sft" in cfg.stages and not cfg.sft.tokens and cfg.sft.max_epochs:
         given.append(f"sft.max_epochs = {cfg.sft.max_epochs:g}")
     return given
@@ -246,7 +246,7 @@ def _missing(cfg: RunConfig, stages: list[StageReport], budget: BudgetReport) ->
             continue
         if not stage.suite and cfg.evaluation.suite != "none":
             missing.append(f"no question suite was run on the model after {stage.stage}")
-        if stage.numbers["bits_per_byte"] is None:
+        if stage.numbers["bits_per_byte"] is None and stage.stage in ("pretrain", "sft"):
             missing.append(f"no bits per byte were measured for {stage.stage}")
         if not stage.samples:
             missing.append(f"no samples were written during {stage.stage}")
@@ -261,7 +261,7 @@ def _commands(
     commands: list[tuple[str, str]] = []
     if not finished:
         commands.append(("Go on where it stopped", f"onesitting run {run.path}"))
-    if stages and stages[-1].stage == "sft" and stages[-1].status == "done":
+    if stages and stages[-1].stage != "pretrain" and stages[-1].status == "done":
         commands.append(("Talk to it", f"onesitting chat {run.path}"))
     if any(stage.status == "done" for stage in stages):
         commands.append(("Let it continue a text", f'onesitting generate {run.path} --prompt "Once"'))

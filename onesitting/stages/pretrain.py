@@ -25,6 +25,7 @@ class PretrainStage:
 
     name = "pretrain"
     unit = "tokens"
+    cycle = 0
 
     def __init__(
         self,
@@ -43,7 +44,7 @@ class PretrainStage:
         self.ranks = ranks
         self.isolate = plan.isolates_documents if settings.isolate == "auto" else settings.isolate == "on"
 
-    def next_batches(self, step: int, row_length: int) -> list[Batch]:
+    def next_batches(self, model: Transformer | None, step: int, row_length: int) -> list[Batch]:
         """This rank's micro-batches of step `step`: rows of `row_length` tokens."""
         parts = []
         for source, n_rows in (("text", self.n_rows - self.n_chat_rows), ("chat", self.n_chat_rows)):

@@ -24,6 +24,7 @@ class SFTStage:
 
     name = "sft"
     unit = "tokens"
+    cycle = 0
 
     def __init__(
         self, cfg: RunConfig, tokenizer: Tokenizer, chat: ChatFolder, plan: DevicePlan, ranks: Ranks
@@ -32,7 +33,7 @@ class SFTStage:
         self.row_length = cfg.sft.context_length or cfg.model.context_length
         self.n_rows = max(1, cfg.sft.step_tokens // self.row_length)
 
-    def next_batches(self, step: int, row_length: int) -> list[Batch]:
+    def next_batches(self, model: Transformer | None, step: int, row_length: int) -> list[Batch]:
         """This rank's micro-batches of step `step`."""
         offset, count = rank_share(self.n_rows, self.ranks.rank, self.ranks.world)
         if count == 0:

@@ -7,6 +7,7 @@ the loop divides once, by the number of units (tokens, pairs, sequences) over al
 
 import math
 import time
+from collections import deque
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Protocol, Self
@@ -54,8 +55,11 @@ class Stage(Protocol):
 
     name: str
     unit: str
+    cycle: int
+    """Optimizer steps on one set of data that the model itself makes (rollouts); checkpoints are written between
+    sets, so that a set is made anew after a kill. 0: data does not depend on the model, and is read ahead."""
 
-    def next_batches(self, step: int, row_length: int) -> list[Any]:
+    def next_batches(self, model: Transformer, step: int, row_length: int) -> list[Any]:
         """This process's micro-batches of optimizer step `step`."""
         ...
 
@@ -115,7 +119,7 @@ def fit(
             loop.log(record)
             if loop.target.evaluation_due(loop.state.step):
                 loop.evaluate()
-            stop = ranks.agree(signals.received)
+            stop = ranks.agree(signals.received) and loop.between_sets()
             if stop or loop.checkpoint_due():
                 loop.save()
             if stop:
@@ -150,8 +154,9 @@ class Loop:
         self.scaler = plan.make_scaler()
         self.display = Display(stage.name, stage.unit, cfg.log, quiet=ranks.rank != 0)
         self.started_at = time.perf_counter()
-        self.last_save_s = 0.0
-        self.prefetch = Prefetch(stage)
+        self.last_save_s, self.last_save_step = 0.0, 0
+        self.prefetch = Prefetch(stage, model)
+        self.step_times: deque[float] = deque(maxlen=max(1, stage.cycle))
         self.tensorboard = open_tensorboard(folder) if cfg.log.tensorboard and ranks.rank == 0 else None
 
     # ---- the step -------------------------------------------------------------------------------------------
@@ -241,6 +246,9 @@ class Loop:
         state.elapsed_s, seconds = self.ranks.broadcast((time.perf_counter() - self.started_at, seconds))
         if state.first_step_s == 0.0:
             state.first_step_s = state.elapsed_s
+        # The step that makes a set of data is the longest: the mean over a set is what a step costs.
+        self.step_times.append(seconds)
+        seconds = sum(self.step_times) / len(self.step_times)
         self.target.step_done(state.step, state.elapsed_s, row_length, seconds)
 
     def roll_back(self) -> None:
@@ -300,12 +308,17 @@ class Loop:
                 if isinstance(value, int | float) and key != "step":
                     self.tensorboard.add_scalar(f"{self.stage.name}/{key}", value, record["step"])
 
+    def between_sets(self) -> bool:
+        """Whether the next step begins a new set of data, so that nothing but the step is needed to go on."""
+        return self.stage.cycle == 0 or self.state.step % self.stage.cycle == 0
+
     def checkpoint_due(self) -> bool:
-        """By seconds or by steps, decided on rank 0."""
+        """By seconds or by steps, decided on rank 0; by steps, at the first end of a set from then on."""
         settings, state = self.cfg.checkpoint, self.state
-        by_step = settings.every_steps > 0 and state.step % settings.every_steps == 0
+        every = settings.every_steps
+        by_step = every > 0 and state.step // every > self.last_save_step // every
         by_time = settings.every_s > 0 and state.elapsed_s - self.last_save_s >= settings.every_s
-        return self.ranks.broadcast(by_step or by_time)
+        return self.ranks.broadcast(self.between_sets() and (by_step or by_time))
 
     def save(self) -> None:
         """Write a complete checkpoint; atomic, the same for any number of processes."""
@@ -319,7 +332,7 @@ class Loop:
             best = f"{state.best_step:06d}" if state.best_step >= 0 else None
             prune_checkpoints(self.folder.checkpoints, self.cfg.checkpoint.keep_last, best)
         self.ranks.barrier()
-        self.last_save_s = state.elapsed_s
+        self.last_save_s, self.last_save_step = state.elapsed_s, state.step
         self.pause("save", began)
 
     def pause(self, kind: str, began: float) -> None:
@@ -337,7 +350,7 @@ class Loop:
             self.display.note(f"{self.stage.name}: going on from step {self.state.step}")
         self.forget_later_lines()
         self.started_at = time.perf_counter() - self.state.elapsed_s
-        self.last_save_s = self.state.elapsed_s
+        self.last_save_s, self.last_save_step = self.state.elapsed_s, self.state.step
 
     def forget_later_lines(self) -> None:
         """Drop the lines of steps after the current one: they are run, and written, again."""

@@ -41,7 +41,7 @@ ROW, N_ROWS = 16, 4
 class CountingStage:
     """Rows of a fixed random text whose order depends on the step alone; remembers what it gave out."""
 
-    name, unit = "pretrain", "tokens"
+    name, unit, cycle = "pretrain", "tokens", 0
 
     def __init__(self, micro_rows: int = 2, stop_at: int = -1) -> None:
         generator = torch.Generator().manual_seed(7)
@@ -49,7 +49,7 @@ class CountingStage:
         self.micro_rows, self.stop_at = micro_rows, stop_at
         self.mask_step, self.bad_steps = -1, range(0)
 
-    def next_batches(self, step: int, row_length: int) -> list[Batch]:
+    def next_batches(self, model: Transformer, step: int, row_length: int) -> list[Batch]:
         generator = torch.Generator().manual_seed(1000 + step)
         starts = torch.randint(0, 380, (N_ROWS,), generator=generator)
         ids = torch.stack([self.text[s : s + row_length + 1] for s in starts]).numpy()
@@ -197,8 +197,8 @@ class Poisoned(CountingStage):
         super().__init__()
         self.bad, self.left, self.step = steps, n_times, -1
 
-    def next_batches(self, step: int, row_length: int) -> list[Batch]:
-        batches = super().next_batches(step, row_length)
+    def next_batches(self, model: Transformer, step: int, row_length: int) -> list[Batch]:
+        batches = super().next_batches(model, step, row_length)
         return [dataclasses.replace(b, n_tokens=b.n_tokens + (step in self.bad)) for b in batches]
 
     def loss_sum(self, model: Transformer, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
@@ -246,9 +246,9 @@ def test_memory_stays_flat_while_training(tmp_path: Path) -> None:
             super().__init__()
             self.seen: list[int] = []
 
-        def next_batches(self, step: int, row_length: int) -> list[Batch]:
+        def next_batches(self, model: Transformer, step: int, row_length: int) -> list[Batch]:
             self.seen.append(resident_bytes())
-            return super().next_batches(step, row_length)
+            return super().next_batches(model, step, row_length)
 
     stage = Watching()
     train(tmp_path, stage, config(300, every_steps=0))

@@ -1,0 +1,99 @@
+"""With which settings a run folder may be continued, and how a stage is added to a finished run."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import get_args
+
+from onesitting.config import RunConfig, StageName, stage_config
+from onesitting.errors import UserError
+from onesitting.recipe import flat_values, load_recipe, resolve, write_config
+from onesitting.runlog import RunFolder
+from onesitting.train.budget import Budget, parse_budget
+
+MAY_CHANGE = (
+    "log.",
+    "checkpoint.",
+    "evaluation.",
+    "device.",
+    "corpus.cache",
+    "corpus.workers",
+    "out",
+    "name",
+)
+"""Settings with which a run can be continued although they differ from its config.toml."""
+
+
+def own_budget(cfg: RunConfig, stage: str) -> Budget | None:
+    """The budget of a stage that was added to a run; None for one that shares the run's."""
+    text = stage_config(cfg, stage).budget if stage in get_args(StageName) else ""
+    return parse_budget(text) if text else None
+
+
+def total_seconds(cfg: RunConfig) -> float | None:
+    """Seconds of the run and of the stages added to it; None where one of them has none."""
+    budgets = [parse_budget(cfg.budget), *(own_budget(cfg, stage) for stage in cfg.stages)]
+    seconds = [budget.seconds for budget in budgets if budget is not None]
+    return None if None in seconds else sum(s or 0.0 for s in seconds)
+
+
+def with_stage(cfg: RunConfig, only: tuple[str, ...]) -> RunConfig:
+    """The configuration for the command of one stage, which adds the stage to a run that does not have it.
+
+    A stage that is added has a budget of its own: `--budget`, or else as much as the run had.
+    """
+    name = only[0] if only else ""
+    if name not in get_args(StageName):
+        return cfg
+    folder = RunFolder(Path(cfg.out).expanduser() / cfg.name)
+    if not folder.config_path.exists():
+        if name in cfg.stages:
+            return cfg
+        if not cfg.start_from:
+            raise UserError(
+                f"{folder.path} holds no run whose model {name} could start from: train one with "
+                "`onesitting run …` first, or name a model with --from"
+            )
+        return replace(cfg, stages=(name,))
+    there = resolve(load_recipe(folder.path))
+    if name in there.stages and not stage_config(there, name).budget:
+        return cfg if name in cfg.stages else replace(cfg, stages=there.stages)
+    before = stage_config(there, name).budget
+    budget = before if before and cfg.budget == there.budget else cfg.budget
+    settings = replace(getattr(cfg, name), budget=budget)
+    stages = there.stages if name in there.stages else (*there.stages, name)
+    return replace(cfg, budget=there.budget, stages=stages, **{name: settings})
+
+
+def claim(folder: RunFolder, cfg: RunConfig) -> None:
+    """Make the run folder and its config.toml; refuse a folder that holds a run with other settings.
+
+    What only stages read that have not begun may still change, and stages may be added behind the others.
+    """
+    folder.create()
+    if not folder.config_path.exists():
+        write_config(cfg, folder.config_path)
+        return
+    there, here = flat_values(resolve(load_recipe(folder.path))), flat_values(cfg)
+    begun = [stage for stage in cfg.stages if folder.stage(stage).metrics_path.exists()]
+    free = tuple(f"{stage}." for stage in get_args(StageName) if stage not in begun)
+    changed = {name: value for name, value in here.items() if value != there.get(name)}
+    longest = max(there["stages"], here["stages"], key=len)
+    if (
+        longest[: len(there["stages"])] == there["stages"]
+        and longest[: len(here["stages"])] == here["stages"]
+    ):
+        changed.pop("stages", None)
+    differing = [
+        f"{name} is {there.get(name)!r} there and {value!r} here"
+        for name, value in changed.items()
+        if not name.startswith((*MAY_CHANGE, *free))
+    ]
+    if differing:
+        raise UserError(
+            f"{folder.path} holds a run with other settings: {'; '.join(differing[:4])}. Start another run with "
+            f"--name, or continue this one with `onesitting run {folder.path}`"
+        )
+    coming = tuple(f"{stage}." for stage in cfg.stages if stage not in begun)
+    fresh = {name: value for name, value in changed.items() if coming and name.startswith(coming)}
+    if fresh or longest != there["stages"]:
+        write_config(resolve({**there, **fresh, "stages": longest}), folder.config_path)

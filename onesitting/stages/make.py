@@ -1,0 +1,59 @@
+"""From a stage's name to the stage: the one place that lists them all."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+from onesitting.config import RunConfig
+from onesitting.data.tokens import ChatFolder, TokenFolder
+from onesitting.errors import UserError
+from onesitting.tokenizer.bpe import Tokenizer
+from onesitting.train.device import DevicePlan
+from onesitting.train.distributed import Ranks
+from onesitting.train.loop import Stage
+
+
+@dataclass(frozen=True, kw_only=True)
+class StageInputs:
+    """What a stage may be made from; each takes what it needs."""
+
+    cfg: RunConfig
+    tokenizer: Tokenizer
+    plan: DevicePlan
+    ranks: Ranks
+    data: TokenFolder | None
+    """Prepared text, where a stage of this sitting reads any."""
+    chat: ChatFolder | None
+    """Prepared conversations, where a stage of this sitting reads any."""
+    start: Path | None
+    """Folder of the model that the stage starts from, for a frozen reference; None: random weights."""
+
+
+class PipelineStage(Stage, Protocol):
+    """A stage with the size of its steps, from which the budget makes their number."""
+
+    row_length: int
+    """Tokens in a row, at most."""
+    n_rows: int
+    """Rows in an optimizer step, over all processes."""
+
+    def max_steps(self) -> int | None:
+        """Optimizer steps after which the data ends; None: never."""
+        ...
+
+
+def make_stage(name: str, inputs: StageInputs) -> PipelineStage:
+    """The stage of a name, its data loaded."""
+    cfg, tokenizer, plan, ranks = inputs.cfg, inputs.tokenizer, inputs.plan, inputs.ranks
+    if name == "pretrain":
+        from onesitting.stages.pretrain import PretrainStage
+
+        assert inputs.data is not None
+        chat = inputs.chat if cfg.pretrain.chat_fraction > 0 else None
+        return PretrainStage(cfg, tokenizer, inputs.data, chat, plan, ranks)
+    if name == "sft":
+        from onesitting.stages.sft import SFTStage
+
+        assert inputs.chat is not None
+        return SFTStage(cfg, tokenizer, inputs.chat, plan, ranks)
+    raise UserError(f"there is no stage '{name}'")
