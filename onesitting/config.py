@@ -100,6 +100,8 @@ class OptimConfig:
     """AdamW's peak learning rate for an untied output matrix."""
     scalar_lr: float = 0.01
     """AdamW's peak learning rate for norms, biases and position tables."""
+    adapter_lr: float = 0.002
+    """AdamW's peak learning rate for LoRA's matrices."""
     momentum: float = 0.95
     """Muon's Nesterov momentum."""
     adam_beta1: float = 0.9
@@ -110,6 +112,24 @@ class OptimConfig:
     """Decoupled weight decay of the matrices, times the learning rate."""
     clip_norm: float = 1.0
     """Gradients are scaled down to this global L2 norm; 0: never."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoraConfig:
+    """LoRA: train small matrices beside frozen weights, in every stage that starts from a model."""
+
+    rank: int = 0
+    """Rank of the trained matrices; 0: no adapter, all weights are trained."""
+    alpha: float = 0.0
+    """The update is scaled by alpha / rank; 0: twice the rank."""
+    rslora: bool = False
+    """Scale by alpha / sqrt(rank) instead, which keeps large ranks from learning slower."""
+    dropout: float = 0.0
+    """Probability with which an adapter's input is dropped while training."""
+    targets: tuple[str, ...] = ("*_proj",)
+    """Linear layers that get an adapter: globs over a name or its last part, or `re:` and a regular expression."""
+    name: str = "default"
+    """Name of the adapter."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -259,6 +279,8 @@ class RunConfig:
     """Model."""
     optim: OptimConfig = field(default_factory=OptimConfig)
     """Optimizer."""
+    lora: LoraConfig = field(default_factory=LoraConfig)
+    """Adapters."""
     pretrain: PretrainConfig = field(default_factory=PretrainConfig)
     """Pretraining."""
     sft: SFTConfig = field(default_factory=SFTConfig)

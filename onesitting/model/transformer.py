@@ -38,6 +38,10 @@ class Linear(nn.Linear):
         bias = None if self.bias is None else self.bias.to(input.dtype)  # pyright: ignore[reportUnnecessaryComparison]
         return F.linear(input, self.weight.to(input.dtype), bias)
 
+    def effective_weight(self) -> Tensor:
+        """(out, in): what the layer multiplies with, adapters included (lora.py)."""
+        return self.weight
+
 
 class RMSNorm(nn.Module):
     """`x / rms(x) * weight` over the last dimension (Zhang & Sennrich 2019, arXiv:1910.07467)."""
@@ -211,13 +215,15 @@ class Transformer(nn.Module):
         self.cfg = cfg
         self.model = Trunk(cfg)
         self.lm_head = None if cfg.tie_embeddings else Linear(cfg.d_model, cfg.vocab_size, bias=False)
+        self.frozen_base: tuple[str, str] | None = None
+        """(folder, SHA-256) of the weights under adapters (lora.py): checkpoints refer to them."""
         if seed is not None:
             self.init_weights(seed)
 
     @property
     def output_weight(self) -> Tensor:
         """(V, d_model): the token embedding where tied, else the output matrix."""
-        return self.model.embed_tokens.weight if self.lm_head is None else self.lm_head.weight
+        return self.model.embed_tokens.weight if self.lm_head is None else self.lm_head.effective_weight()
 
     @property
     def device(self) -> torch.device:

@@ -24,6 +24,7 @@ from torch.optim.adamw import adamw
 
 from onesitting.config import OptimConfig
 from onesitting.errors import UserError
+from onesitting.model.lora import is_of_adapter
 from onesitting.train.device import has_fast_bfloat16
 from onesitting.train.shards import gather_like, is_sharded, local, shard_like, sum_over_shards
 
@@ -133,7 +134,9 @@ class AdamGroup:
 
 
 def role(name: str, parameter: Tensor) -> str:
-    """`matrix`, `embed`, `head` or `scalar`: which rule and learning rate a parameter has."""
+    """`matrix`, `embed`, `head`, `scalar` or `adapter`: which rule and learning rate a parameter has."""
+    if is_of_adapter(name):
+        return "adapter"
     if parameter.ndim == 2 and ".layers." in name:
         return "matrix"
     if "embed_tokens" in name:
@@ -164,6 +167,7 @@ class MuonAdamW:
             "embed": AdamGroup(cfg.embed_lr),
             "head": AdamGroup(cfg.head_lr),
             "scalar": AdamGroup(cfg.scalar_lr),
+            "adapter": AdamGroup(cfg.adapter_lr),
         }
         self.params: list[nn.Parameter] = []
         for name, parameter in named:
