@@ -32,6 +32,16 @@ from onesitting.model.hf import (
     read_safetensors,
     to_hf_state,
 )
+from onesitting.model.lora import adapter_in_use, merge, weights_hash
+from onesitting.model.peft import (
+    WEIGHTS,
+    base_folder,
+    fill_adapter,
+    is_adapter_folder,
+    load_adapter,
+    recorded_base,
+    write_adapter,
+)
 from onesitting.model.transformer import Transformer
 from onesitting.settings import settings
 
@@ -62,11 +72,13 @@ def save_model(
 def load_model(
     folder: Path, device: str | torch.device = "cpu", dtype: torch.dtype | None = None
 ) -> Transformer:
-    """The model of a folder (ours or Hugging Face's), in evaluation mode.
+    """The model of a folder (ours or Hugging Face's), in evaluation mode; of an adapter's, the merged model.
 
     dtype: of the weights; None keeps the stored one. Raises UserError naming each tensor that is missing,
     unknown or of another shape.
     """
+    if not _is_whole(Path(folder)) and is_adapter_folder(Path(folder)):
+        return _load_merged(Path(folder)).to(device=device, dtype=dtype)
     cfg, state = read_hf_folder(Path(folder))
     with torch.device("meta"):
         model = Transformer(cfg, seed=None)
@@ -78,6 +90,39 @@ def load_model(
     return model.eval()
 
 
+def _load_merged(folder: Path) -> Transformer:
+    """The model that an adapter's folder refers to, with the adapter merged into it."""
+    model = load_model(base_folder(folder))
+    _check_base(folder, weights_hash(model))
+    load_adapter(folder, model)
+    merge(model)
+    return model
+
+
+def _check_base(folder: Path, sha256: str) -> None:
+    """Refuse other weights than those that an adapter was trained on."""
+    base = recorded_base(folder)
+    if base and base["sha256"] != sha256:
+        raise UserError(
+            f"{folder} is an adapter of other weights than those that {base['folder']} holds now (their SHA-256 "
+            "differs); put the old model back, or train the adapter again"
+        )
+
+
+def save_adapter(
+    folder: Path, model: Transformer, name: str = "default", tokenizer: "Tokenizer | None" = None
+) -> None:
+    """Write an adapter that the model carries as a folder in PEFT's format, replacing an older one."""
+    with _written_folder(Path(folder)) as temporary:
+        write_adapter(temporary, model, name, Path(folder))
+        if tokenizer:
+            tokenizer.save(temporary)
+
+
+def _is_whole(folder: Path) -> bool:
+    return (folder / "config.json").is_file()
+
+
 def find_model_folder(path: Path) -> Path:
     """The model folder that a path means: itself, a stage's `model/`, or a run's last finished stage.
 
@@ -87,7 +132,7 @@ def find_model_folder(path: Path) -> Path:
     stages = get_args(settings()["stages"].item_kind)[::-1]
     candidates = [path, path / "model", *(path / stage / "model" for stage in stages)]
     for candidate in candidates:
-        if (candidate / "config.json").is_file():
+        if _is_whole(candidate) or is_adapter_folder(candidate):
             return candidate
     if not path.exists():
         raise UserError(f"{path} does not exist; give a run folder (runs/NAME) or a model folder")
@@ -115,13 +160,19 @@ def save_checkpoint(
     tensors: Mapping[str, Tensor],
     state: Mapping[str, Any],
 ) -> None:
-    """Write model and training state as one folder, whole or not at all.
+    """Write model and training state as one folder, whole or not at all; of a model with an adapter, the adapter alone.
 
     folder: …/checkpoints/000400. tensors: any names, shapes and dtypes. state: JSON values.
     Raises UserError when the disk is full or the folder cannot be written; nothing is left behind then.
     """
+    adapter = adapter_in_use(model)
     with _written_folder(Path(folder)) as temporary:
-        _write_model(temporary, model, tokenizer, {}, None, None)
+        if adapter is None:
+            _write_model(temporary, model, tokenizer, {}, None, None)
+        else:
+            write_adapter(temporary, model, adapter, Path(folder))
+            if tokenizer:
+                tokenizer.save(temporary)
         _write_safetensors(temporary / "training.safetensors", tensors)
         _write_json(temporary / "training.json", state)
         files = sorted(p for p in temporary.rglob("*") if p.is_file())
@@ -138,16 +189,31 @@ def load_checkpoint(folder: Path, model: Transformer) -> Checkpoint:
     """
     folder = Path(folder)
     verify_checkpoint(folder)
-    cfg, weights = read_hf_folder(folder)
-    differing = config_differences(cfg, model.cfg)
+    adapter = adapter_in_use(model)
+    if adapter is not None and is_adapter_folder(folder):
+        _check_base(folder, model.frozen_base[1] if model.frozen_base else "")
+        fill_adapter(folder, model, adapter, read_safetensors(folder / WEIGHTS))
+    else:
+        _load_weights(folder, model, adapter)
+    return Checkpoint(read_safetensors(folder / "training.safetensors"), read_json(folder / "training.json"))
+
+
+def _load_weights(folder: Path, model: Transformer, adapter: str | None) -> None:
+    """Put all weights of a checkpoint into the model; UserError when they are of another."""
+    if adapter is not None or is_adapter_folder(folder):
+        there, here = ("an adapter", "all weights") if adapter is None else ("all weights", "an adapter")
+        differing = [f"it holds {there}, and lora.rank says to train {here}"]
+    else:
+        cfg, weights = read_hf_folder(folder)
+        differing = config_differences(cfg, model.cfg)
+        if not differing:
+            _check_state(folder, model, weights)
+            model.load_state_dict(weights)
     if differing:
         raise UserError(
             f"{folder} is a checkpoint of another model: {'; '.join(differing)}. "
             "Use the settings it was made with, or start a run under another name"
         )
-    _check_state(folder, model, weights)
-    model.load_state_dict(weights)
-    return Checkpoint(read_safetensors(folder / "training.safetensors"), read_json(folder / "training.json"))
 
 
 def verify_checkpoint(folder: Path) -> None:

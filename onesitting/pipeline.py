@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 import torch
 from rich.console import Console
 
-from onesitting.checkpoint import load_model, save_model
+from onesitting.checkpoint import load_model, save_adapter, save_model
 from onesitting.checks import check_config
 from onesitting.clock import CLOSING_S, Clock
 from onesitting.config import RunConfig, stage_config
@@ -28,6 +28,7 @@ from onesitting.errors import UserError
 from onesitting.evaluation.report import print_report, write_report
 from onesitting.evaluation.suite import Mode, TaskResult, run_suite
 from onesitting.model.flops import count_parameters, flops_per_token
+from onesitting.model.lora import adapter_in_use, add_adapter, merge, n_adapter_parameters
 from onesitting.model.transformer import Transformer
 from onesitting.run_settings import claim, own_budget, total_seconds, with_stage
 from onesitting.runlog import RunFolder, StageFolder, write_atomic
@@ -163,6 +164,7 @@ class Run:
         settings = stage_config(self.cfg, name)
         model = self.initial_model(name)
         plan = self.plan.for_model(model.cfg)
+        n_adapter = n_adapter_parameters(model)
         stage = self.make_stage(name, plan)
         limit = measure_matrix_limit(plan, model.cfg)
         short = self.cfg.pretrain.short_context if name == "pretrain" else 0
@@ -175,12 +177,13 @@ class Run:
             n_rows=stage.n_rows,
             evaluate_every=self.cfg.evaluation.every_fraction,
             save_every_s=self.cfg.checkpoint.every_s,
-            step_cost={n: flops_per_token(model.cfg, n) for n in {stage.row_length, short} if n},
+            step_cost={n: flops_per_token(model.cfg, n, n_adapter) for n in {stage.row_length, short} if n},
         )
-        flops = flops_per_token(model.cfg, stage.row_length)
+        flops = flops_per_token(model.cfg, stage.row_length, n_adapter)
         n_parameters = count_parameters(model.cfg)
+        trained = f" and {n_adapter:,} trained in an adapter" if n_adapter else ""
         self.say(
-            f"{name} · {n_parameters:,} parameters · {target.describe()} · limit {limit / 1e9:,.0f} GFLOP/s"
+            f"{name} · {n_parameters:,} parameters{trained} · {target.describe()} · limit {limit / 1e9:,.0f} GFLOP/s"
         )
         fit_settings = FitSettings(
             target=target, lr_scale=settings.lr_scale, flops_per_token=flops, limit_flops_per_s=limit
@@ -193,11 +196,23 @@ class Run:
         with self.clock.phase(name):
             whole = distributed.unsharded(model)
             if self.ranks.rank == 0:
-                save_model(folder.model, whole, self.tokenizer)
+                self.save_result(folder, whole)
                 summary = self.summary(name, result, n_parameters, flops, limit)
+                summary |= {
+                    "n_adapter_parameters": n_adapter,
+                    "lora": asdict(self.cfg.lora) if n_adapter else None,
+                }
                 summary["repeat_with"] = target.explicit() if target.state.exact else None
                 write_atomic(folder.path / "summary.json", json.dumps(summary, indent=1) + "\n")
             self.ranks.barrier()
+
+    def save_result(self, folder: StageFolder, model: Transformer) -> None:
+        """The stage's final model; one with an adapter is merged, and the adapter kept beside it."""
+        adapter = adapter_in_use(model)
+        if adapter is not None:
+            save_adapter(folder.adapter, model, adapter, self.tokenizer)
+            merge(model, adapter)
+        save_model(folder.model, model, self.tokenizer)
 
     def initial_model(self, name: str) -> Transformer:
         """The model of the stage before, that of `start_from`, or random weights for pretraining."""
@@ -215,6 +230,8 @@ class Run:
             )
         model = model.to(device=self.plan.torch_device, dtype=torch.float32).train()
         distributed.broadcast_model(model, self.ranks)  # machines may differ in a last bit
+        if cfg.lora.rank and source is not None:  # random weights have nothing worth freezing
+            add_adapter(model, cfg.lora, seed=cfg.seed, base=source)
         return distributed.shard_model(model, self.ranks) if cfg.device.shard == "fsdp" else model
 
     def source(self, name: str) -> Path | None:

@@ -22,6 +22,9 @@ MAY_CHANGE = (
 )
 """Settings with which a run can be continued although they differ from its config.toml."""
 
+ADAPTER_SETTINGS = ("lora.", "optim.adapter_lr")
+"""Settings that belong to the stage that is about to begin: stages before it may have trained all weights."""
+
 
 def own_budget(cfg: RunConfig, stage: str) -> Budget | None:
     """The budget of a stage that was added to a run; None for one that shares the run's."""
@@ -76,6 +79,9 @@ def claim(folder: RunFolder, cfg: RunConfig) -> None:
     there, here = flat_values(resolve(load_recipe(folder.path))), flat_values(cfg)
     begun = [stage for stage in cfg.stages if folder.stage(stage).metrics_path.exists()]
     free = tuple(f"{stage}." for stage in get_args(StageName) if stage not in begun)
+    coming = tuple(f"{stage}." for stage in cfg.stages if stage not in begun)
+    if coming:  # each stage's own are in its summary.json
+        free, coming = (*free, *ADAPTER_SETTINGS), (*coming, *ADAPTER_SETTINGS)
     changed = {name: value for name, value in here.items() if value != there.get(name)}
     longest = max(there["stages"], here["stages"], key=len)
     if (
@@ -93,7 +99,6 @@ def claim(folder: RunFolder, cfg: RunConfig) -> None:
             f"{folder.path} holds a run with other settings: {'; '.join(differing[:4])}. Start another run with "
             f"--name, or continue this one with `onesitting run {folder.path}`"
         )
-    coming = tuple(f"{stage}." for stage in cfg.stages if stage not in begun)
     fresh = {name: value for name, value in changed.items() if coming and name.startswith(coming)}
     if fresh or longest != there["stages"]:
         write_config(resolve({**there, **fresh, "stages": longest}), folder.config_path)

@@ -71,6 +71,11 @@ class StageFolder:
         """The stage's final model, there once the stage is done."""
         return self.path / "model"
 
+    @property
+    def adapter(self) -> Path:
+        """The stage's final adapter in PEFT's format, where it trained one; `model` then holds it merged."""
+        return self.path / "adapter"
+
 
 @dataclass(frozen=True)
 class RunFolder:

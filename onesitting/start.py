@@ -10,6 +10,7 @@ from onesitting.checkpoint import find_model_folder
 from onesitting.config import RunConfig
 from onesitting.errors import UserError
 from onesitting.model.hf import read_config
+from onesitting.model.peft import base_folder
 
 
 def start_folder(cfg: RunConfig) -> Path | None:
@@ -26,7 +27,8 @@ def with_start_model(cfg: RunConfig) -> RunConfig:
     folder = start_folder(cfg)
     if folder is None:
         return cfg
-    model = read_config(folder)
+    whole = folder if (folder / "config.json").is_file() else base_folder(folder)
+    model = read_config(whole)
     tokenizer = cfg.tokenizer
     if not tokenizer.path:
         if not (folder / "tokenizer.json").is_file():

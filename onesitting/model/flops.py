@@ -39,14 +39,17 @@ def _count_tables(cfg: ModelConfig) -> int:
     return rows * cfg.d_model
 
 
-def flops_per_token(cfg: ModelConfig, context: int) -> int:
+def flops_per_token(cfg: ModelConfig, context: int, n_adapter: int = 0) -> int:
     """Floating-point operations of training on one token, forward and backward, in rows of `context` tokens.
 
     6 for each parameter that is multiplied (2 forward, 4 backward), and attention's two products over the half of
     the row that a token sees on average. Source: Kaplan et al. 2020, arXiv:2001.08361, section 2.1.
+    n_adapter: parameters of an adapter, if one is trained: the frozen weights then need no gradient of their own,
+    which saves 2 of their 6.
     """
     attention = 2 * 2 * cfg.n_heads * cfg.head_dim * context // 2
-    return 6 * count_matrix_parameters(cfg) + 3 * cfg.n_layers * attention
+    products = (4 if n_adapter else 6) * count_matrix_parameters(cfg) + 6 * n_adapter
+    return products + 3 * cfg.n_layers * attention
 
 
 def training_memory_bytes(

@@ -16,7 +16,7 @@ Shapes: I inputs and O outputs of a layer, R rank; A (R, I), B (O, R).
 import fnmatch
 import hashlib
 import re
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
@@ -33,8 +33,8 @@ class LoraLinear(Linear):
     """A `Linear` that shares its weight with the layer it stands for, with any number of named adapters."""
 
     def __init__(self, base: Linear) -> None:
-        super().__init__(base.in_features, base.out_features, bias=base.bias is not None, device="meta")
-        self.weight, self.bias = base.weight, base.bias
+        super().__init__(base.in_features, base.out_features, device="meta")
+        self.weight, self.bias, self.training = base.weight, base.bias, base.training
         self.adapters: dict[str, LoraConfig] = {}
         self.lora_A, self.lora_B = nn.ParameterDict(), nn.ParameterDict()
         self.in_use: str | None = None
@@ -42,12 +42,13 @@ class LoraLinear(Linear):
     def forward(self, input: Tensor) -> Tensor:
         """(..., O) for input (..., I)."""
         y = super().forward(input)
-        adapter = self.adapters.get(self.in_use or "")
-        if adapter is None:
+        name = self.in_use
+        if name is None or name not in self.adapters:
             return y
+        adapter = self.adapters[name]
         dropped = F.dropout(input, adapter.dropout, self.training)
-        low = F.linear(dropped, self.lora_A[self.in_use].to(input.dtype))  # (..., R)
-        return y + scale_of(adapter) * F.linear(low, self.lora_B[self.in_use].to(input.dtype))
+        low = F.linear(dropped, self.lora_A[name].to(input.dtype))  # (..., R)
+        return y + scale_of(adapter) * F.linear(low, self.lora_B[name].to(input.dtype))
 
     def add(self, cfg: LoraConfig, generator: torch.Generator | None) -> None:
         """Add the float32 matrices of `cfg.name`; without a generator they are unset.
@@ -64,8 +65,9 @@ class LoraLinear(Linear):
 
     def effective_weight(self) -> Tensor:
         """(O, I): the weight with the adapter in use added, for products that are not this layer's (no dropout)."""
-        update = self.update(self.in_use) if self.in_use in self.adapters else None
-        return self.weight if update is None else self.weight + update.to(self.weight.dtype)
+        if self.in_use is None or self.in_use not in self.adapters:
+            return self.weight
+        return self.weight + self.update(self.in_use).to(self.weight.dtype)
 
     def update(self, name: str) -> Tensor:
         """(O, I) float32: what an adapter adds to the weight."""
@@ -177,7 +179,7 @@ def use(model: nn.Module, name: str | None) -> None:
 
 
 @contextmanager
-def using(model: nn.Module, name: str | None) -> Iterator[None]:
+def using(model: nn.Module, name: str | None) -> Generator[None]:
     """Apply that adapter, or none, within the block; afterwards the one from before."""
     before = adapter_in_use(model)
     use(model, name)
@@ -209,6 +211,12 @@ def is_of_adapter(parameter_name: str, name: str | None = None) -> bool:
 def adapter_parameters(model: nn.Module, name: str) -> dict[str, nn.Parameter]:
     """Parameter name -> parameter of one adapter."""
     return {at: parameter for at, parameter in model.named_parameters() if is_of_adapter(at, name)}
+
+
+def n_adapter_parameters(model: nn.Module) -> int:
+    """Numbers in the adapter in use; 0 without one."""
+    name = adapter_in_use(model)
+    return sum(p.numel() for p in adapter_parameters(model, name).values()) if name else 0
 
 
 def _require(model: nn.Module, name: str) -> None:
@@ -269,8 +277,8 @@ def remove(model: Transformer, name: str) -> None:
         del layer.adapters[name], layer.lora_A[name], layer.lora_B[name]
         layer.in_use = None if layer.in_use == name else layer.in_use
         if not layer.adapters:
-            plain = Linear(layer.in_features, layer.out_features, bias=layer.bias is not None, device="meta")
-            plain.weight, plain.bias = layer.weight, layer.bias
+            plain = Linear(layer.in_features, layer.out_features, device="meta")
+            plain.weight, plain.bias, plain.training = layer.weight, layer.bias, layer.training
             _replace(model, at, plain)
     if not adapter_names(model):
         model.frozen_base = None
@@ -296,5 +304,5 @@ def weights_hash(model: Transformer) -> str:
     for name, parameter in sorted(model.named_parameters()):
         if not is_of_adapter(name):
             digest.update(name.encode())
-            digest.update(parameter.detach().float().cpu().contiguous().numpy())
+            digest.update(memoryview(parameter.detach().float().cpu().contiguous().numpy()))
     return digest.hexdigest()

@@ -128,15 +128,20 @@ def fill_adapter(folder: Path, model: Transformer, name: str, tensors: Mapping[s
         matrix.copy_(tensors[key])
 
 
-def base_folder(folder: Path) -> tuple[Path, str]:
-    """(folder of the weights that an adapter stands on, their SHA-256 or ""); UserError when they are not there."""
-    recorded = read_json(folder / BASE) if (folder / BASE).is_file() else {}
+def recorded_base(folder: Path) -> dict[str, str]:
+    """`folder`, `relative_folder` and `sha256` of the weights that an adapter was trained on; {} if PEFT wrote it."""
+    return read_json(folder / BASE) if (folder / BASE).is_file() else {}
+
+
+def base_folder(folder: Path) -> Path:
+    """Folder of the weights that an adapter stands on; UserError when they are not there."""
+    recorded = recorded_base(folder)
     named = str(read_json(folder / CONFIG).get("base_model_name_or_path") or "")
     for candidate in (recorded.get("folder"), recorded.get("relative_folder"), named):
         # A run that was moved as a whole is found by the relative path.
         path = folder / Path(candidate).expanduser() if candidate else None
         if path is not None and (path / "config.json").is_file():
-            return path.resolve(), str(recorded.get("sha256", ""))
+            return path.resolve()
     raise UserError(
         f"{folder} is an adapter of the model {named or recorded.get('folder')!r}, which is not there; put that "
         f"folder back, or correct base_model_name_or_path in {folder / CONFIG}"

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from onesitting.config import DeviceConfig
 from onesitting.errors import UserError
+from onesitting.model.lora import skeleton
 from onesitting.model.transformer import Transformer
 from onesitting.train.device import detect, pick_kind
 from onesitting.train.shards import full, is_sharded, local, shard_like
@@ -210,7 +211,7 @@ def unsharded(model: Transformer) -> Transformer:
     """
     if not hasattr(model, "reshard"):
         return model
-    whole = Transformer(model.cfg, seed=None)
+    whole = skeleton(model)
     whole.load_state_dict(full_state(model))
     return whole
 

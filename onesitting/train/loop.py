@@ -27,7 +27,7 @@ from onesitting.train.display import Display
 from onesitting.train.optim import MuonAdamW, build_optimizer
 from onesitting.train.prefetch import Prefetch
 from onesitting.train.signals import Interrupted, StopSignals
-from onesitting.train.state import FitResult, LoopState
+from onesitting.train.state import FitResult, LoopState, step_seed
 from onesitting.train.tensorboard import open_tensorboard
 from onesitting.train.usage import peak_memory_bytes
 
@@ -175,6 +175,8 @@ class Loop:
         self.prefetch.start(state.step + 1, next_length)
         counts = self.ranks.sum_counts([sum(b.n_units for b in batches), sum(b.n_tokens for b in batches)])
         n_units, n_tokens = counts
+        # What a forward pass draws, such as dropout, is a function of (seed, step, rank) too.
+        torch.manual_seed(step_seed(self.cfg.seed, state.step, self.ranks.rank))
         sums = self.accumulate(batches, n_units)
         distributed.all_reduce_gradients(self.model, self.ranks)
         sums = self.ranks.sum_tensors(sums)

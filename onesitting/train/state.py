@@ -1,5 +1,6 @@
 """What the loop remembers, and what it gives back."""
 
+import hashlib
 import math
 from dataclasses import dataclass, field
 from typing import Any
@@ -39,3 +40,9 @@ class FitResult:
     skipped_steps: int
     peak_memory_bytes: int
     evaluation: dict[str, float]
+
+
+def step_seed(seed: int, step: int, rank: int) -> int:
+    """Seed of PyTorch's global generator for one process's step; the same after a resume, unlike for any other step."""
+    digest = hashlib.sha256(f"{seed} {step} {rank}".encode()).digest()
+    return int.from_bytes(digest[:7], "big")
