@@ -134,6 +134,12 @@ def _report(argv: list[str]) -> None:
     print_report(folder)
 
 
+def _bench(argv: list[str]) -> None:
+    from onesitting.bench.commands import run_bench
+
+    run_bench(argv)
+
+
 def _version(argv: list[str]) -> None:
     from importlib import metadata
 
@@ -167,6 +173,9 @@ COMMANDS: dict[str, Command] = {
     "pretrain": Command("RECIPE", "Pretrain alone.", lambda argv: _train("pretrain", argv)),
     "sft": Command("RECIPE", "Fine-tune on conversations alone.", lambda argv: _train("sft", argv)),
     "evaluate": Command("RECIPE", "Measure a run's models again.", lambda argv: _train("evaluate", argv)),
+    "bench": Command(
+        "WHAT …", "Measure this machine, training, decoding and preparing.", _bench
+    ),
     "version": Command("", "Print the versions.", _version),
 }
 

@@ -48,11 +48,15 @@ def _help_formatter(prog: str) -> argparse.HelpFormatter:
     return argparse.RawDescriptionHelpFormatter(prog, max_help_position=38, width=width)
 
 
-def settings_parser(command: str, summary: str, usage: str = "RECIPE") -> Parser:
-    """Parser of one command with a RECIPE argument; `parse_request` adds the settings."""
+def settings_parser(command: str, summary: str, usage: str = "RECIPE", default: str = "") -> Parser:
+    """Parser of one command with a RECIPE argument; `parse_request` adds the settings.
+
+    default: the recipe where none is given; empty: one has to be.
+    """
     parser = Parser(command, f"{usage} [--SETTING VALUE ...]", f"{summary}\n\nRecipes:\n{_recipe_list()}")
+    given = f"name from the list, a .toml file, or the folder of a run{f' [{default}]' if default else ''}"
     parser.add_argument(
-        "recipe", metavar="RECIPE", help="name from the list, a .toml file, or the folder of a run"
+        "recipe", metavar="RECIPE", nargs="?" if default else None, default=default, help=given
     )
     return parser
 

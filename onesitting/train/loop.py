@@ -25,6 +25,7 @@ from onesitting.train.budget import StepTarget
 from onesitting.train.device import DevicePlan, compile_model
 from onesitting.train.display import Display
 from onesitting.train.optim import MuonAdamW, build_optimizer
+from onesitting.train.parts import StepParts
 from onesitting.train.prefetch import Prefetch
 from onesitting.train.signals import Interrupted, StopSignals
 from onesitting.train.state import FitResult, LoopState, step_seed
@@ -157,6 +158,7 @@ class Loop:
         self.last_save_s, self.last_save_step = 0.0, 0
         self.prefetch = Prefetch(stage, model)
         self.step_times: deque[float] = deque(maxlen=max(1, stage.cycle))
+        self.parts = StepParts(plan.torch_device)
         self.tensorboard = open_tensorboard(folder) if cfg.log.tensorboard and ranks.rank == 0 else None
 
     # ---- the step -------------------------------------------------------------------------------------------
@@ -170,7 +172,8 @@ class Loop:
         """One optimizer step; returns its line of metrics. A non-finite step changes no weight."""
         state, began = self.state, time.perf_counter()
         row_length = self.target.row_length(state.step)
-        batches = self.prefetch.take(state.step, row_length)
+        with self.parts("data"):
+            batches = self.prefetch.take(state.step, row_length)
         next_length = self.target.row_length(state.step + 1)
         self.prefetch.start(state.step + 1, next_length)
         counts = self.ranks.sum_counts([sum(b.n_units for b in batches), sum(b.n_tokens for b in batches)])
@@ -180,16 +183,18 @@ class Loop:
         sums = self.accumulate(batches, n_units)
         distributed.all_reduce_gradients(self.model, self.ranks)
         sums = self.ranks.sum_tensors(sums)
-        if self.scaler is not None:
-            self.scaler.unscale(self.optimizer)
-        norm = self.optimizer.clip(self.cfg.optim.clip_norm)
+        with self.parts("optimizer"):
+            if self.scaler is not None:
+                self.scaler.unscale(self.optimizer)
+            norm = self.optimizer.clip(self.cfg.optim.clip_norm)
         lr_factor = self.target.lr_factor(state.step)
         loss = float(sums["loss"]) / n_units if n_units else 0.0
         finite = math.isfinite(loss) and math.isfinite(float(norm))
         applied = finite and n_units > 0
-        if applied:
-            self.optimizer.step(lr_factor * state.lr_scale)
-        self.optimizer.zero_grad()
+        with self.parts("optimizer"):
+            if applied:
+                self.optimizer.step(lr_factor * state.lr_scale)
+            self.optimizer.zero_grad()
         self.after_step(finite, n_units, n_tokens, loss)
         seconds = time.perf_counter() - began
         self.tick(row_length, seconds)
@@ -215,9 +220,10 @@ class Loop:
         sums: dict[str, Tensor] = {"loss": torch.zeros((), device=device)}
         scale = (self.scaler.scale if self.scaler else 1.0) / max(1, n_units)
         for batch in batches:
-            with self.plan.autocast():
+            with self.parts("forward"), self.plan.autocast():
                 loss, named = self.stage.loss_sum(self.model, batch.to(device))
-            (loss * scale).backward()
+            with self.parts("backward"):
+                (loss * scale).backward()
             for key, value in {"loss": loss, **named}.items():
                 sums[key] = sums.get(key, torch.zeros((), device=device)) + value.detach()
         return sums

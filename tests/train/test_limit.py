@@ -49,36 +49,94 @@ def _seconds(a, b):
     return time.perf_counter() - began
 
 
-def test_the_highest_measurement_is_kept(tmp_path, monkeypatch):
-    cache = tmp_path / "deep" / "limits.json"
-    plan = plan_device(DeviceConfig(device="cpu"), detect())
-    rates = iter([3e9, 1e9, 5e9])
+def cpu_plan(**settings):
+    return plan_device(DeviceConfig(device="cpu", **settings), detect())
+
+
+def rates_in_turn(monkeypatch, *rounds):
+    """Make every probe of the n-th measurement reach rounds[n]; returns the seconds that each was given."""
     seconds = []
+    todo = [rate for rate in rounds for _ in products(SHAPE)]
 
-    def measured(plan, shapes, time_s):
+    def measured(plan, probe, time_s):
         seconds.append(time_s)
-        return next(rates)
+        return todo.pop(0)
 
-    monkeypatch.setattr(limit, "_measure", measured)
-    assert [measure_matrix_limit(plan, SHAPE, cache) for _ in range(3)] == [3e9, 3e9, 5e9]
-    assert seconds == [limit.FIRST_S, limit.AGAIN_S, limit.AGAIN_S]
-    assert list(json.loads(cache.read_text()).values()) == [5e9]
+    monkeypatch.setattr(limit, "_rate", measured)
+    return seconds
+
+
+def test_the_highest_measurement_is_kept_and_looked_for_again_in_a_quarter_of_the_time(tmp_path, monkeypatch):
+    cache = tmp_path / "deep" / "limits.json"
+    seconds = rates_in_turn(monkeypatch, 3e9, 1e9, 5e9)
+    found = [measure_matrix_limit(cpu_plan(), SHAPE, cache) for _ in range(3)]
+    assert found == pytest.approx([3e9, 3e9, 5e9])
+    n = len(products(SHAPE))
+    assert [sum(seconds[i : i + n]) for i in (0, n, 2 * n)] == pytest.approx(
+        [limit.FIRST_S, limit.AGAIN_S, limit.AGAIN_S]
+    )
+    assert set(json.loads(cache.read_text()).values()) == {5e9}
+
+
+def test_the_limit_is_operations_over_time_each_shape_at_its_own_rate(tmp_path, monkeypatch):
+    rates = {(p.inner, p.outer): 1e9 * (i + 1) for i, p in enumerate(products(SHAPE))}
+
+    def measured(plan, probe, time_s):
+        _, inner, outer = probe.name.split()[-1].split("x")
+        return rates[int(inner), int(outer)]
+
+    monkeypatch.setattr(limit, "_rate", measured)
+    operations = {(p.inner, p.outer): p.inner * p.outer * p.count for p in products(SHAPE)}
+    expected = sum(operations.values()) / sum(operations[shape] / rates[shape] for shape in rates)
+    assert measure_matrix_limit(cpu_plan(), SHAPE, tmp_path / "limits.json") == pytest.approx(expected)
+
+
+def test_a_shape_that_two_models_share_is_known_from_the_first(tmp_path, monkeypatch):
+    cache = tmp_path / "limits.json"
+    seconds = rates_in_turn(monkeypatch, 1e9, 1e9)
+    measure_matrix_limit(cpu_plan(), SHAPE, cache)
+    measure_matrix_limit(cpu_plan(), replace(SHAPE, n_layers=9), cache)
+    assert seconds[-1] == pytest.approx(limit.AGAIN_S / len(products(SHAPE)))
+
+
+def test_measuring_afresh_forgets_what_was_known(tmp_path, monkeypatch):
+    cache = tmp_path / "limits.json"
+    for rate, fresh, expected in ((9e9, False, 9e9), (4e9, False, 9e9), (4e9, True, 4e9)):
+        monkeypatch.setattr(limit, "_rate", lambda plan, probe, time_s, rate=rate: rate)
+        found = limit.measure_limits(cpu_plan(), SHAPE, 32, cache, fresh=fresh)
+        assert found.matrix == pytest.approx(expected)
+        assert found.memory_bytes_per_s == expected
 
 
 @pytest.mark.parametrize("content", ["", "{", "[1, 2]", '{"a": "fast"}', "\x00\x01"])
 def test_a_damaged_cache_is_measured_anew(tmp_path, monkeypatch, content):
     cache = tmp_path / "limits.json"
     cache.write_text(content)
-    monkeypatch.setattr(limit, "_measure", lambda plan, shapes, time_s: 7e9)
-    assert measure_matrix_limit(plan_device(DeviceConfig(device="cpu"), detect()), SHAPE, cache) == 7e9
+    monkeypatch.setattr(limit, "_rate", lambda plan, probe, time_s: 7e9)
+    assert measure_matrix_limit(cpu_plan(), SHAPE, cache) == pytest.approx(7e9)
 
 
-def test_each_dtype_and_thread_count_has_its_own_entry(tmp_path, monkeypatch):
+def test_a_cache_that_cannot_be_written_is_no_failure(tmp_path, monkeypatch):
+    (tmp_path / "file").write_text("")
+    monkeypatch.setattr(limit, "_rate", lambda plan, probe, time_s: 7e9)
+    assert measure_matrix_limit(cpu_plan(), SHAPE, tmp_path / "file" / "limits.json") == pytest.approx(7e9)
+
+
+def test_each_dtype_and_thread_count_has_its_own_entries(tmp_path, monkeypatch):
     cache = tmp_path / "limits.json"
-    monkeypatch.setattr(limit, "_measure", lambda plan, shapes, time_s: 1e9)
+    monkeypatch.setattr(limit, "_rate", lambda plan, probe, time_s: 1e9)
     for dtype in ("float32", "bfloat16"):
         for threads in (1, 2):
-            measure_matrix_limit(
-                plan_device(DeviceConfig(device="cpu", dtype=dtype, threads=threads), detect()), SHAPE, cache
-            )
-    assert len(json.loads(cache.read_text())) == 4
+            measure_matrix_limit(cpu_plan(dtype=dtype, threads=threads), SHAPE, cache)
+    assert len(json.loads(cache.read_text())) == 4 * len(products(SHAPE))
+
+
+def test_all_limits_of_a_small_model_are_measured(tmp_path):
+    plan = replace(cpu_plan(dtype="float32"), micro_batch_tokens=256)
+    found = limit.measure_limits(plan, SHAPE, 32, tmp_path / "limits.json", seconds=0.2)
+    assert [one.product for one in found.products] == list(products(SHAPE))
+    for one in found.products:
+        assert min(one.forward, one.input_gradient, one.weight_gradient) > 1e7
+    assert 1e7 < found.matrix < 1e14
+    assert 1e6 < found.attention_training < 1e14
+    assert 1e8 < found.memory_bytes_per_s < 1e13

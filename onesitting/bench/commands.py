@@ -1,0 +1,56 @@
+"""The options of `onesitting bench …`; torch is imported by what they call."""
+
+from pathlib import Path
+
+from onesitting.cli_settings import Parser, Request, parse_request, settings_parser
+from onesitting.errors import UserError
+
+SUMMARIES = {
+    "limit": "What this machine reaches at a model's shapes: matrix products, attention, memory.",
+    "train": "Speed of the real training loop, and where its time goes.",
+    "race": "Time to a quality: this trainer and others, one after the other, on the same tokens.",
+    "generate": "Tokens a second of decoding, beside transformers.generate on the same model.",
+    "prepare": "Speed and memory of preparing text, as it grows tenfold.",
+}
+DEFAULT_RECIPE = "26m"
+
+
+def run_bench(argv: list[str]) -> None:
+    """`bench WHAT …`; raises UserError for a WHAT that does not exist."""
+    what, rest = (argv[0], argv[1:]) if argv else ("--help", [])
+    if what in ("-h", "--help"):
+        print("usage: onesitting bench WHAT …\n")
+        print("\n".join(f"  {name:<10}{summary}" for name, summary in SUMMARIES.items()))
+        print("\n`onesitting bench WHAT --help` shows the options of one.")
+        return
+    commands = {"limit": _limit, "train": _train}
+    if what not in commands:
+        raise UserError(f"cannot bench '{what}'; use one of {', '.join(SUMMARIES)}")
+    commands[what](rest)
+
+
+def _recipe_request(parser: Parser, argv: list[str]) -> Request:
+    parser.add_argument("--save", type=Path, metavar="FILE", help="also write the numbers there, as JSON")
+    return parse_request(parser, argv)
+
+
+def _limit(argv: list[str]) -> None:
+    parser = settings_parser("bench limit", SUMMARIES["limit"], "[RECIPE]", default=DEFAULT_RECIPE)
+    parser.add_argument("--fresh", action="store_true", help="forget what was measured here before")
+    request = _recipe_request(parser, argv)
+    from onesitting.bench.limit import bench_limit
+
+    bench_limit(request.cfg, fresh=request.options.fresh, save=request.options.save)
+
+
+def _train(argv: list[str]) -> None:
+    parser = settings_parser("bench train", SUMMARIES["train"])
+    parser.add_argument(
+        "--steps", type=int, default=0, metavar="N", help="steps that count [10 seconds of them]"
+    )
+    parser.add_argument("--profile", type=Path, metavar="FILE", help="write a Chrome trace of two more steps")
+    request = _recipe_request(parser, argv)
+    from onesitting.bench.train import bench_train
+
+    options = request.options
+    bench_train(request.cfg, steps=options.steps, profile_to=options.profile, save=options.save)
