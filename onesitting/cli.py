@@ -140,6 +140,31 @@ def _bench(argv: list[str]) -> None:
     run_bench(argv)
 
 
+def _merge(argv: list[str]) -> None:
+    from pathlib import Path
+
+    from onesitting.cli_settings import Parser
+
+    parser = Parser("merge", "RUN RUN … --out FOLDER [options]", COMMANDS["merge"].summary)
+    parser.add_argument("runs", metavar="RUN", nargs="+", help="folder of a run, of a stage, or of a model")
+    parser.add_argument("--out", required=True, metavar="FOLDER", help="folder of the run that is made")
+    parser.add_argument(
+        "--method", choices=("average", "slerp", "ties"), default="average", help="how [average]"
+    )
+    parser.add_argument("--weights", type=float, nargs="+", default=(), metavar="X", help="one a run [equal]")
+    parser.add_argument("--base", metavar="RUN", help="ties: the model that all of them were trained from")
+    parser.add_argument(
+        "--density", type=float, default=0.2, metavar="X", help="ties: fraction of changes that is kept [0.2]"
+    )
+    options = parser.parse_args(argv)
+    from onesitting.merge_runs import merge_runs
+    from onesitting.runlog import require_folder
+
+    runs, base = [require_folder(run) for run in options.runs], options.base and require_folder(options.base)
+    merge_runs(runs, Path(options.out), options.method, options.weights, base=base, density=options.density)
+    print(f"merged {len(runs)} models. Talk to it: onesitting chat {options.out}")
+
+
 def _version(argv: list[str]) -> None:
     from importlib import metadata
 
@@ -167,15 +192,14 @@ COMMANDS: dict[str, Command] = {
     "inspect": Command(
         "data|tokens|batch RECIPE", "Look at documents, tokens, packing and the loss mask.", _inspect
     ),
+    "merge": Command("RUN RUN … --out FOLDER", "Make one model of several runs of one shape.", _merge),
     "report": Command("RUN", "Write and print a run's report card.", _report),
     "tokenizer": Command("RECIPE", "Train the tokenizer alone.", lambda argv: _train("tokenizer", argv)),
     "prepare": Command("RECIPE", "Turn text into token files alone.", lambda argv: _train("prepare", argv)),
     "pretrain": Command("RECIPE", "Pretrain alone.", lambda argv: _train("pretrain", argv)),
     "sft": Command("RECIPE", "Fine-tune on conversations alone.", lambda argv: _train("sft", argv)),
     "evaluate": Command("RECIPE", "Measure a run's models again.", lambda argv: _train("evaluate", argv)),
-    "bench": Command(
-        "WHAT …", "Measure this machine, training, decoding and preparing.", _bench
-    ),
+    "bench": Command("WHAT …", "Measure this machine, training, decoding and preparing.", _bench),
     "version": Command("", "Print the versions.", _version),
 }
 

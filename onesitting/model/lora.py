@@ -304,5 +304,5 @@ def weights_hash(model: Transformer) -> str:
     for name, parameter in sorted(model.named_parameters()):
         if not is_of_adapter(name):
             digest.update(name.encode())
-            digest.update(memoryview(parameter.detach().float().cpu().contiguous().numpy()))
+            digest.update(parameter.detach().float().cpu().contiguous().numpy().data)
     return digest.hexdigest()
