@@ -22,6 +22,7 @@ MAX_VOCAB_SIZE = 262_144  # the largest vocabulary in wide use (Gemma 3); above 
 _INF = math.inf
 _RANGES: tuple[tuple[str, float, float], ...] = (
     ("corpus.world_mb", 0.01, 100_000),
+    ("corpus.world_pairs", 1, _INF),
     ("corpus.val_fraction", 0, 0.5),
     ("corpus.max_bad_fraction", 0, 1),
     ("corpus.max_document_mb", 0.001, _INF),

@@ -24,6 +24,8 @@ class CorpusConfig:
     """Split of a hub dataset."""
     world_mb: float = 16.0
     """Megabytes of text that the synthetic world writes, when it is the source."""
+    world_pairs: int = 3000
+    """Preference pairs that the synthetic world writes, when it is the source of preferences."""
     val_fraction: float = 0.005
     """Fraction of documents held out for validation; which ones depends on their content alone."""
     val_data: tuple[str, ...] = ()
@@ -266,6 +268,9 @@ class RunConfig:
     """Text to pretrain on: files, folders, globs, `hub:owner/name`, or `world` (synthetic)."""
     chat: tuple[str, ...] = ("world",)
     """Conversations to fine-tune on: files, folders, globs, `hub:owner/name`, or `world`."""
+    preferences: tuple[str, ...] = ("world",)
+    """Replies that were chosen and rejected, for DPO and the reward model: files, folders, globs,
+    `hub:owner/name`, or `world`."""
     stages: tuple[StageName, ...] = ("pretrain", "sft")
     """Training stages, in order."""
     start_from: str = ""

@@ -56,7 +56,7 @@ class _Split:
         self.write("starts", (self.n_tokens + np.cumsum(lengths) - lengths).astype("<i8"))
         if trained is not None:
             self.write("mask", trained)
-            self.n_trained += int(trained.sum())
+            self.n_trained += int((trained & 1).sum())
         self.n_tokens += int(lengths.sum())
         self.n_items += len(lengths)
         self.n_bytes += n_bytes
@@ -163,7 +163,7 @@ def _add_cut(
 ) -> None:
     """Append an item that is much of the corpus: most of it to train on, its end to validate on.
 
-    A conversation cannot be cut; it is in both splits.
+    A conversation or a preference cannot be cut; it is in both splits.
     """
     with np.load(path) as part:
         lengths = part["lengths"]

@@ -60,6 +60,8 @@ def cache_key(
         described["val_data"] = [_content(spec, seed) for spec in corpus.val_data]
     else:
         described["template"] = CHAT_TEMPLATE
+    if kind == "preferences":
+        described["world_pairs"] = corpus.world_pairs
     return hashlib.sha256(json.dumps(described, sort_keys=True).encode()).hexdigest()[:32]
 
 

@@ -1,8 +1,8 @@
 """Texts and conversations -> parts: arrays of tokens with the length, size and hash of each item.
 
 A part is one file, `000012.npz`, written whole or not at all. Parts that exist are not made again, so a
-preparation that was killed goes on where it stopped. Items: documents or conversations; N tokens, D items in
-a part.
+preparation that was killed goes on where it stopped. Items: documents, conversations or preferences; N
+tokens, D items in a part.
 """
 
 import json
@@ -22,12 +22,15 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from onesitting.data.preference_records import Preference
 from onesitting.data.sources import Conversation, Document
 from onesitting.runlog import storage_error
 from onesitting.tokenizer.bpe import Tokenizer
 from onesitting.tokenizer.chat import render
 
-Item = Document | Conversation
+Item = Document | Conversation | Preference
+TRAINED, REJECTED = 1, 2
+"""Bits of a token's mask: the loss reads it; it belongs to the rejected reply (or to the prompt before it)."""
 CHUNK_CHARACTERS = 2_000_000
 """Text in one part: a fraction of a second of encoding, so that little is lost by a kill."""
 
@@ -112,14 +115,25 @@ def token_dtype(vocab_size: int) -> np.dtype[Any]:
 def content_hash(item: Item) -> int:
     """64 bits that depend on the content alone: they decide on duplicates and on the validation split."""
     if isinstance(item, Document):
-        data = item.text.encode()
+        return _hash(item.text.encode(), 8)
+    if isinstance(item, Conversation):
+        return _hash(json.dumps([item.messages, item.tools], sort_keys=True).encode(), 8)
+    # The split is decided by the upper bits, which are the prompt's: its pairs are all held out, or none.
+    prompt = json.dumps([item.prompt, item.tools], sort_keys=True).encode()
+    replies = json.dumps([item.chosen, item.rejected], sort_keys=True).encode()
+    return _hash(prompt, 4) << 32 | _hash(prompt + replies, 4)
+
+
+def _hash(data: bytes, n_bytes: int) -> int:
+    return int.from_bytes(blake2b(data, digest_size=n_bytes).digest(), "little")
+
+
+def _characters(item: Conversation | Preference) -> int:
+    if isinstance(item, Conversation):
+        messages = item.messages
     else:
-        data = json.dumps([item.messages, item.tools], sort_keys=True).encode()
-    return int.from_bytes(blake2b(data, digest_size=8).digest(), "little")
-
-
-def _characters(item: Conversation) -> int:
-    return sum(len(message.get("content") or "") for message in item.messages) + 64
+        messages = [*item.prompt, *item.prompt, *(item.chosen or []), *(item.rejected or [])]
+    return sum(len(message.get("content") or "") for message in messages) + 64
 
 
 def _encode(
@@ -130,9 +144,34 @@ def _encode(
     if isinstance(item, Document):
         ids = np.append(tokenizer.encode_array(item.text), np.uint32(tokenizer.eos_id))
         return ids, None, len(item.text.encode()), digest
-    rendered, trained = render(tokenizer, item.messages, item.tools)
+    if isinstance(item, Conversation):
+        rendered, trained = render(tokenizer, item.messages, item.tools)
+        mask = np.array(trained, dtype=np.uint8)
+    else:
+        rendered, mask = encode_preference(item, tokenizer)
     n_bytes = sum(map(len, map(tokenizer.token_bytes.__getitem__, rendered)))
-    return np.array(rendered, dtype=np.uint32), np.array(trained, dtype=np.uint8), n_bytes, digest
+    return np.array(rendered, dtype=np.uint32), mask, n_bytes, digest
+
+
+def encode_preference(item: Preference, tokenizer: Tokenizer) -> tuple[list[int], npt.NDArray[np.uint8]]:
+    """(ids, mask): the conversation with the chosen reply, then the one with the rejected reply.
+
+    mask: TRAINED for the reply's tokens by the assistant, REJECTED for all of the second conversation. Assistant
+    turns of the prompt are not trained: they are the same in both, and were not what was judged.
+    """
+    prompt_ids, _ = render(tokenizer, item.prompt, item.tools, add_generation_prompt=True)
+    ids: list[int] = []
+    masks: list[npt.NDArray[np.uint8]] = []
+    for reply, side in ((item.chosen, 0), (item.rejected, REJECTED)):
+        if reply is None:
+            continue
+        rendered, trained = render(tokenizer, [*item.prompt, *reply], item.tools)
+        assert rendered[: len(prompt_ids)] == prompt_ids, "the template renders a prompt otherwise before a reply"
+        mask = np.array(trained, dtype=np.uint8) * TRAINED
+        mask[: len(prompt_ids)] = 0
+        ids += rendered
+        masks.append(mask | side)
+    return ids, np.concatenate(masks)
 
 
 def _existing(folder: Path, index: int) -> PartInfo | None:

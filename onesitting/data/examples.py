@@ -163,7 +163,7 @@ def _batch(tokens: Tensor, targets: Tensor, doc_ids: Tensor | None) -> Batch:
     n_units = int((targets != IGNORED).sum())
     # without document numbers every real input has a target
     n_tokens = n_units if doc_ids is None else int((doc_ids != PADDING).sum())
-    positions = None if doc_ids is None else _positions(doc_ids)
+    positions = None if doc_ids is None else document_positions(doc_ids)
     return Batch(
         tokens=tokens,
         targets=targets,
@@ -174,7 +174,7 @@ def _batch(tokens: Tensor, targets: Tensor, doc_ids: Tensor | None) -> Batch:
     )
 
 
-def _positions(doc_ids: Tensor) -> Tensor:
+def document_positions(doc_ids: Tensor) -> Tensor:
     """(B, T) int64, counted from 0 in each run of equal numbers; doc_ids (B, T)."""
     index = torch.arange(doc_ids.shape[1]).expand(doc_ids.shape)
     changed = torch.ones_like(doc_ids, dtype=torch.bool)

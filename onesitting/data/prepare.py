@@ -20,20 +20,31 @@ from onesitting.data import sources
 from onesitting.data.assemble import assemble
 from onesitting.data.cache import cache_key, one_writer, pinned
 from onesitting.data.encode import PartInfo, encode_items, token_dtype
+from onesitting.data.preferences import read_preferences
 from onesitting.data.problems import Problems
-from onesitting.data.tokens import INFO_FILE, ChatFolder, TokenFolder
+from onesitting.data.tokens import INFO_FILE, ChatFolder, PreferenceFolder, TokenFolder
 from onesitting.errors import UserError
 from onesitting.runlog import storage_error, write_atomic
 from onesitting.tokenizer.bpe import Tokenizer
 
 POINTER_FILE = "prepared.json"
+SETTINGS = {"documents": "data", "conversations": "chat", "preferences": "preferences"}
+"""Kind of data -> the setting that names it."""
+READERS = {
+    "documents": sources.read_documents,
+    "conversations": sources.read_conversations,
+    "preferences": read_preferences,
+}
+PREFERENCE_VAL_FRACTION = 0.05
+"""Least part of the preferences that is held out: each says only yes or no, so that an accuracy to within three
+points takes about a thousand of them."""
 
 Specs = tuple[str, ...]
 
 
 @dataclass(frozen=True, kw_only=True)
 class PrepareProgress:
-    """How far a preparation is: documents or conversations, their tokens and bytes of text, seconds since its start."""
+    """How far a preparation is: documents, conversations or preferences, their tokens and bytes of text, seconds since its start."""
 
     n_items: int
     n_tokens: int
@@ -76,6 +87,23 @@ def prepare_conversations(
     return ChatFolder(_prepare("conversations", specs, tokenizer, corpus, Path(out), seed, progress))
 
 
+def prepare_preferences(
+    specs: Specs,
+    tokenizer: Tokenizer,
+    corpus: CorpusConfig,
+    out: Path,
+    seed: int,
+    *,
+    progress: Report | None = None,
+) -> PreferenceFolder:
+    """The preferences of specs as tokens; otherwise as `prepare_documents`.
+
+    All replies to one prompt are held out together, or none; at least PREFERENCE_VAL_FRACTION of them are.
+    """
+    corpus = replace(corpus, val_fraction=max(corpus.val_fraction, PREFERENCE_VAL_FRACTION))
+    return PreferenceFolder(_prepare("preferences", specs, tokenizer, corpus, Path(out), seed, progress))
+
+
 def _prepare(
     kind: str,
     specs: Specs,
@@ -87,7 +115,7 @@ def _prepare(
 ) -> Path:
     """Find the folder, or make it; returns its path."""
     if not specs:
-        raise UserError(f"no {kind} to prepare; name them with {'data' if kind == 'documents' else 'chat'}")
+        raise UserError(f"no {kind} to prepare; name them with {SETTINGS[kind]}")
     exact = pinned(specs + corpus.val_data, _pointer(out).get("pinned", {}))
     specs = tuple(exact[spec] for spec in specs)
     corpus = replace(corpus, val_data=tuple(exact[spec] for spec in corpus.val_data))
@@ -149,12 +177,10 @@ class _Job:
     def encode(self, specs: Specs, into: Path, problems: Problems) -> list[Path]:
         """The parts of specs, in order."""
         into.mkdir(exist_ok=True)
-        read = sources.read_documents if self.kind == "documents" else sources.read_conversations
+        items = READERS[self.kind](specs, self.corpus, problems, self.seed)
         started = time.perf_counter()
         parts: list[PartInfo] = []
-        for part in encode_items(
-            read(specs, self.corpus, problems, self.seed), self.tokenizer, into, self.workers()
-        ):
+        for part in encode_items(items, self.tokenizer, into, self.workers()):
             parts.append(part)
             self.progress(
                 PrepareProgress(

@@ -62,7 +62,7 @@ def guess_chat_form(record: Record) -> str | None:
 
 def conversation_of(record: Record, form: str) -> tuple[list[Message], list[Record] | None]:
     """(messages, tools) of a record in a form of `guess_chat_form`. Raises RecordError."""
-    tools = _tools(record.get("tools") or record.get("functions"))
+    tools = tools_of(record.get("tools") or record.get("functions"))
     if " -> " in form:
         prompt, reply = form.split(" -> ")
         messages = _pair(record, prompt, reply)
@@ -70,15 +70,24 @@ def conversation_of(record: Record, form: str) -> tuple[list[Message], list[Reco
         messages = _parsed(record.get(form))
     if not isinstance(messages, list):
         raise RecordError(f"field {form!r} is no list of messages")
+    cleaned = messages_of(messages)
+    for message in messages:
+        tools = tools or tools_of(message.get("tools"))
+    if not any(m["role"] == "assistant" for m in cleaned):
+        raise RecordError("no assistant message")
+    return cleaned, tools
+
+
+def messages_of(messages: Any) -> list[Message]:
+    """A list of messages of any known form, in OpenAI's form. Raises RecordError."""
+    if not isinstance(messages, list):
+        raise RecordError(f"messages are {type(messages).__name__}, not a list")
     cleaned: list[Message] = []
     for message in messages:
         if not isinstance(message, Mapping):
             raise RecordError("a message is not an object")
-        tools = tools or _tools(message.get("tools"))
         cleaned += _message(message)
-    if not any(m["role"] == "assistant" for m in cleaned):
-        raise RecordError("no assistant message")
-    return cleaned, tools
+    return cleaned
 
 
 def _pair(record: Record, prompt: str, reply: str) -> list[Any]:
@@ -168,7 +177,8 @@ def _call(call: Any) -> Record:
     return {"type": "function", "function": {"name": function["name"], "arguments": arguments}}
 
 
-def _tools(tools: Any) -> list[Record] | None:
+def tools_of(tools: Any) -> list[Record] | None:
+    """Schemas of tools in OpenAI's form, None without any. Raises RecordError."""
     tools = _parsed(tools)
     if not tools:
         return None

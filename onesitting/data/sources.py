@@ -100,7 +100,7 @@ def read_conversations(
         if spec == WORLD:
             yield from _world_conversations(corpus, problems, seed)
         elif spec.startswith(HUB):
-            records = _hub(spec, corpus, problems)
+            records = hub_numbered(spec, corpus, problems)
             yield from _conversations_of(records, spec, corpus.chat_field, problems)
         else:
             for path in expand(spec):
@@ -156,7 +156,7 @@ def _spec_documents(spec: str, corpus: CorpusConfig, problems: Problems, seed: i
             problems.count()
             yield Document(text, f"world:{number}")
     elif spec.startswith(HUB):
-        yield from _documents_of(_hub(spec, corpus, problems), spec, corpus.text_field, problems)
+        yield from _documents_of(hub_numbered(spec, corpus, problems), spec, corpus.text_field, problems)
     else:
         for path in expand(spec):
             if format_of(path) in RECORD_SUFFIXES:
@@ -168,7 +168,8 @@ def _spec_documents(spec: str, corpus: CorpusConfig, problems: Problems, seed: i
                     yield Document(text, f"{path}:{line}")
 
 
-def _hub(spec: str, corpus: CorpusConfig, problems: Problems) -> Iterator[tuple[int, Any]]:
+def hub_numbered(spec: str, corpus: CorpusConfig, problems: Problems) -> Iterator[tuple[int, Any]]:
+    """(number, record) of a hub dataset, from 1."""
     from onesitting.data.hub import hub_records
 
     for number, record in enumerate(

@@ -1,10 +1,11 @@
 """Prepared tokens: memory-mapped files, and rows of them in an order that is a function of (seed, row index).
 
-    documents/                       conversations/
+    documents/                       conversations/, preferences/
       tokens.json                      tokens.json
       train.bin   val.bin              train.bin     val.bin       token ids, little-endian uint16 or uint32
       train.starts val.starts          train.starts  val.starts    int64, first token of each document
-                                       train.mask    val.mask      uint8, 1 where a token is trained
+                                       train.mask    val.mask      uint8, 1 where a token is trained; for
+                                                                   preferences + 2 in the rejected conversation
 
 Shapes: n rows, T tokens in a row, N tokens in a file, D documents in a file.
 """
@@ -192,6 +193,83 @@ class ChatFile:
         return np.maximum(offset, 0)  # input i has target i + 1
 
 
+class PreferenceFile:
+    """The preferences of one split: of each, the conversation with the chosen reply, then that with the rejected one.
+
+    Attributes:
+        tokens: (N,) uint16 or uint32, memory-mapped.
+        mask: (N,) uint8; bit 1: the token is trained, bit 2: it belongs to the rejected conversation.
+        starts: (D,) int64, position of each preference's first token.
+        eos_id: the end-of-text token, which fills rows up.
+
+    A *side* is one of the two conversations, numbered 2 * preference for the chosen and + 1 for the rejected; a side
+    that is missing (unpaired data) has no tokens.
+    """
+
+    def __init__(self, folder: Path, name: str, info: dict[str, Any]) -> None:
+        self.tokens: npt.NDArray[Any] = _map(folder / f"{name}.bin", info["dtype"])
+        self.mask: npt.NDArray[np.uint8] = _map(folder / f"{name}.mask", "uint8")
+        self.starts: Ints = _map(folder / f"{name}.starts", "int64")
+        self.eos_id: int = info["eos_id"]
+        self.hash: str = info["files"][f"{name}.bin"]["sha256"] + info["files"][f"{name}.mask"]["sha256"]
+        self._packs = _Recent()
+        self._orders = _Recent()
+
+    @property
+    def n_preferences(self) -> int:
+        """Preferences in the file, paired or not."""
+        return len(self.starts)
+
+    @cached_property
+    def edges(self) -> Ints:
+        """(2 D + 1,) side s holds the tokens edges[s] to edges[s + 1] - 1."""
+        n_chosen_before = np.concatenate([[0], np.cumsum((self.mask & 2) == 0)])  # (N + 1,)
+        ends = np.append(self.starts[1:], len(self.tokens))
+        middles = self.starts + n_chosen_before[ends] - n_chosen_before[self.starts]
+        return np.append(np.stack([self.starts, middles], axis=1).reshape(-1), len(self.tokens))
+
+    def side(self, number: int) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.bool_]]:
+        """(ids, trained) of a side."""
+        here = slice(self.edges[number], self.edges[number + 1])
+        return self.tokens[here].astype(np.int64), (self.mask[here] & 1).astype(bool)
+
+    def prompt(self, index: int) -> list[int]:
+        """Ids of a preference up to where the reply begins."""
+        ids, trained = self.side(2 * index)
+        if not len(ids):
+            ids, trained = self.side(2 * index + 1)
+        return ids[: int(np.argmax(trained))].tolist()
+
+    def n_inputs(self, row_length: int) -> Ints:
+        """(2 D,) inputs up to each side's last target, which is cut at the end of a row; 0: nothing is trained."""
+        places = np.append(np.flatnonzero(self.mask & 1), len(self.tokens))  # positions of trained tokens
+        first, after = self.edges[:-1], np.minimum(self.edges[1:], self.edges[:-1] + row_length + 1)
+        last = np.searchsorted(places, after) - 1
+        return np.where(last >= 0, np.maximum(places[np.maximum(last, 0)] - first, 0), 0)
+
+    def pack(self, row_length: int, seed: int, paired: bool) -> tuple[Ints, Ints, Ints]:
+        """Rows of whole preferences: (members, first (R + 1,), n_inputs (2 D,)); see `pack_whole`.
+
+        paired: the members are preferences with both sides, each as long as the longer one; else they are sides.
+        """
+
+        def compute() -> tuple[Ints, Ints, Ints]:
+            n_inputs = self.n_inputs(row_length)
+            sides = n_inputs.reshape(-1, 2)
+            length = np.where(sides.min(axis=1) > 0, sides.max(axis=1), 0) if paired else n_inputs
+            used = np.flatnonzero(length)
+            members, first = pack_whole(length[used], row_length, np.random.default_rng([seed]))
+            return used[members], first, n_inputs
+
+        return self._packs.get((row_length, seed, paired), compute)
+
+    def epoch_order(self, n_rows: int, seed: int, epoch: int) -> Ints:
+        """(R,) the packed row that is read as the r-th of an epoch."""
+        return self._orders.get(
+            (n_rows, seed, epoch), lambda: np.random.default_rng([seed, epoch, 2]).permutation(n_rows)
+        )
+
+
 class _Folder:
     """tokens.json of a folder of prepared data, with every file checked against it."""
 
@@ -224,6 +302,17 @@ class ChatFolder(_Folder):
         super().__init__(path, verify=verify)
         self.train = ChatFile(self.path, "train", self.info)
         self.val = ChatFile(self.path, "val", self.info)
+
+
+class PreferenceFolder(_Folder):
+    """Prepared preferences. Raises UserError for files that are missing, cut short or changed."""
+
+    kind = "preferences"
+
+    def __init__(self, path: str | Path, *, verify: bool = True) -> None:
+        super().__init__(path, verify=verify)
+        self.train = PreferenceFile(self.path, "train", self.info)
+        self.val = PreferenceFile(self.path, "val", self.info)
 
 
 _AGAIN = "delete the folder and prepare the data again"
