@@ -117,8 +117,8 @@ def _dialogue(text: str) -> list[Message] | None:
     if len(parts) < 3 or parts[0].strip():
         return None
     roles = {"Human": "user", "Assistant": "assistant"}
-    turns = [{"role": roles[name], "content": said} for name, said in zip(parts[1::2], parts[2::2], strict=True)]
-    return turns if turns[-1]["content"].strip() else turns[:-1]
+    turns = [{"role": roles[name], "content": said.strip()} for name, said in zip(parts[1::2], parts[2::2], strict=True)]
+    return turns if turns[-1]["content"] else turns[:-1]
 
 
 def _best_and_worst(completions: list[Any]) -> tuple[str, str]:

@@ -88,3 +88,14 @@ def token_logprobs(hidden: Tensor, weight: Tensor, targets: Tensor, temperature:
         logits = F.linear(h, weight).float() / temperature  # (C, V)
         pieces.append(-F.cross_entropy(logits, target, ignore_index=IGNORE, reduction="none"))
     return torch.cat(pieces) if pieces else hidden.new_zeros(0, dtype=torch.float32)
+
+
+def logprob_sums(hidden: Tensor, weight: Tensor, targets: Tensor, owner: Tensor, n_owners: int) -> Tensor:
+    """(n_owners,) float32, for each owner the sum of its targets' log-probabilities in nats.
+
+    hidden: (N, d); weight: (V, d); targets: (N,); owner: (N,) whose target it is, -1 for nobody's, whose logits are
+    not computed.
+    """
+    owned = owner >= 0
+    logprobs = token_logprobs(hidden[owned], weight, targets[owned])
+    return logprobs.new_zeros(n_owners).index_add(0, owner[owned], logprobs)

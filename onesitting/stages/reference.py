@@ -1,0 +1,80 @@
+"""Log-probabilities of replies under the model that training started from: computed once, kept on disk.
+
+Shapes: N sides of a batch, D preferences of a file.
+"""
+
+import hashlib
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from onesitting.data.packing import Ints
+from onesitting.data.preference_rows import PreferenceBatch, preference_rows
+from onesitting.data.tokens import PreferenceFile
+from onesitting.evaluation.preferences import reply_logprobs
+from onesitting.model.transformer import Transformer
+from onesitting.runlog import write_atomic
+from onesitting.train.device import DevicePlan
+
+BLOCK_ROWS = 8
+"""Packed rows that are computed together. Always the same ones, whichever of them is asked for first, so that a value
+depends on the file and the model alone and resuming finds the same bits."""
+
+ReferenceModel = Callable[[], AbstractContextManager[Transformer]]
+"""Opens the reference: the frozen start model, or the trained one with its adapter disabled."""
+
+
+class ReferenceLogprobs:
+    """The reference log-probability of every side that was asked for so far."""
+
+    def __init__(
+        self,
+        model: ReferenceModel,
+        file: PreferenceFile,
+        folder: Path,
+        identity: str,
+        plan: DevicePlan,
+        *,
+        row_length: int,
+        seed: int,
+        paired: bool,
+    ) -> None:
+        """folder: gets a file whose name is a hash of identity (of the model), file, rows and dtype."""
+        self.model, self.file, self.plan = model, file, plan
+        self.row_length, self.seed, self.paired = row_length, seed, paired
+        parts = (identity, file.hash, str(row_length), str(seed), str(paired), plan.dtype, str(BLOCK_ROWS))
+        path = folder / f"{hashlib.sha256('/'.join(parts).encode()).hexdigest()[:16]}.f32"
+        n_sides = 2 * file.n_preferences
+        if not path.is_file() or path.stat().st_size != 4 * n_sides:
+            write_atomic(path, np.full(n_sides, np.nan, dtype="<f4").tobytes())
+        self.values = np.memmap(path, dtype="<f4", mode="r+")  # (2 D,) nats, NaN where not computed yet
+        members, first, _ = file.pack(row_length, seed, paired)
+        self.n_rows = len(first) - 1
+        row_of_member = np.repeat(np.arange(self.n_rows), np.diff(first))
+        self.row_of: Ints = np.full(n_sides, -1, dtype=np.int64)
+        if paired:
+            self.row_of[2 * members] = self.row_of[2 * members + 1] = row_of_member
+        else:
+            self.row_of[members] = row_of_member
+
+    def of(self, batch: PreferenceBatch) -> Tensor:
+        """(N,) float32 nats, on the batch's device."""
+        sides = batch.sides.cpu().numpy()
+        missing = sides[np.isnan(self.values[sides])]
+        if len(missing):
+            self._compute(np.unique(self.row_of[missing] // BLOCK_ROWS))
+        return torch.from_numpy(self.values[sides]).to(batch.sides.device)
+
+    def _compute(self, blocks: Ints) -> None:
+        with self.model() as model, torch.no_grad(), self.plan.autocast():
+            for block in blocks.tolist():
+                rows = range(block * BLOCK_ROWS, min(self.n_rows, (block + 1) * BLOCK_ROWS))
+                batch = preference_rows(
+                    self.file, rows, row_length=self.row_length, seed=self.seed, paired=self.paired
+                )
+                values = reply_logprobs(model, batch.to(self.plan.torch_device))
+                self.values[batch.sides.numpy()] = values.float().cpu().numpy()
