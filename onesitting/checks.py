@@ -72,6 +72,29 @@ _RANGES: tuple[tuple[str, float, float], ...] = (
     ("sft.warmup_steps", 0, _INF),
     ("sft.decay_fraction", 0, 1),
     ("sft.final_lr", 0, 1),
+    *(
+        (f"{stage}.{name}", smallest, largest)
+        for stage in ("dpo", "reward")
+        for name, smallest, largest in (
+            ("share", 0, 1),
+            ("tokens", 0, _INF),
+            ("max_epochs", 0, _INF),
+            ("step_tokens", 16, _INF),
+            ("micro_batch_rows", 0, _INF),
+            ("context_length", 0, _INF),
+            ("lr_scale", 0, 1000),
+            ("warmup_steps", 0, _INF),
+            ("decay_fraction", 0, 1),
+            ("final_lr", 0, 1),
+        )
+    ),
+    ("dpo.beta", 1e-6, 1000),
+    ("dpo.label_smoothing", 0, 0.5),
+    ("dpo.margin", 0, 1000),
+    ("dpo.sft_weight", 0, 1000),
+    ("dpo.desirable_weight", 0, 1000),
+    ("dpo.undesirable_weight", 0, 1000),
+    ("reward.centre_weight", 0, 100),
     ("evaluation.val_tokens", 2, _INF),
     ("evaluation.every_fraction", 0.001, 1),
     ("evaluation.samples", 0, 1000),
@@ -200,6 +223,8 @@ def _check_data(cfg: RunConfig) -> None:
         check_specs("data", cfg.data)
     if "sft" in cfg.stages or cfg.pretrain.chat_fraction > 0:
         check_specs("chat", cfg.chat)
+    if {"dpo", "reward"} & set(cfg.stages):
+        check_specs("preferences", cfg.preferences)
     if cfg.corpus.val_data:
         check_specs("corpus.val_data", cfg.corpus.val_data)
     elif cfg.corpus.val_fraction == 0:

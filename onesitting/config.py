@@ -7,7 +7,9 @@ A recipe (TOML) and the command line fill the same `RunConfig`, by the same dott
 from dataclasses import dataclass, field
 from typing import Literal, Protocol
 
-StageName = Literal["pretrain", "sft"]
+from onesitting.tuning_config import DPOConfig, RewardConfig
+
+StageName = Literal["pretrain", "sft", "dpo", "reward"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -290,6 +292,10 @@ class RunConfig:
     """Pretraining."""
     sft: SFTConfig = field(default_factory=SFTConfig)
     """Supervised fine-tuning."""
+    dpo: DPOConfig = field(default_factory=DPOConfig)
+    """Preference optimisation."""
+    reward: RewardConfig = field(default_factory=RewardConfig)
+    """Reward model."""
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
     """Evaluation."""
     device: DeviceConfig = field(default_factory=DeviceConfig)

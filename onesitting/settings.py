@@ -9,11 +9,12 @@ import difflib
 import inspect
 import math
 import types
+from collections.abc import Iterator
 from dataclasses import dataclass, fields, is_dataclass
 from functools import cache
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
-from onesitting import config
+from onesitting import config, tuning_config
 from onesitting.errors import UserError
 
 # 20M is how people write token counts; the letters stand for powers of ten, as in "7B".
@@ -89,22 +90,31 @@ def help_texts() -> types.MappingProxyType[str, str]:
 
     A string after a field is not kept at run time, so the source is parsed (10 ms): only help asks.
     """
-    section_of = {
-        type(value).__name__: name for name, value in vars(config.RunConfig()).items() if is_dataclass(value)
+    classes = _class_definitions(config) | _class_definitions(tuning_config)
+    kinds = {"": config.RunConfig} | {
+        name: type(value) for name, value in vars(config.RunConfig()).items() if is_dataclass(value)
     }
     texts: dict[str, str] = {}
-    for node in ast.parse(inspect.getsource(config)).body:
-        if not isinstance(node, ast.ClassDef):
-            continue
-        section = section_of.get(node.name, "")
-        texts[section] = ast.get_docstring(node) or ""
-        for field, after in zip(node.body, node.body[1:], strict=False):
-            if not (isinstance(field, ast.AnnAssign) and isinstance(field.target, ast.Name)):
-                continue
-            if isinstance(after, ast.Expr) and isinstance(after.value, ast.Constant):
-                name = f"{section}.{field.target.id}" if section else field.target.id
-                texts.setdefault(name, inspect.cleandoc(str(after.value.value)))
+    for section, kind in kinds.items():
+        texts[section] = inspect.getdoc(kind) or ""
+        for parent in kind.__mro__:  # the class itself, then what it inherits
+            for field, text in _field_texts(classes[parent.__name__]) if parent.__name__ in classes else ():
+                texts.setdefault(f"{section}.{field}" if section else field, text)
     return types.MappingProxyType(texts)
+
+
+def _class_definitions(module: types.ModuleType) -> dict[str, ast.ClassDef]:
+    body = ast.parse(inspect.getsource(module)).body
+    return {node.name: node for node in body if isinstance(node, ast.ClassDef)}
+
+
+def _field_texts(definition: ast.ClassDef) -> Iterator[tuple[str, str]]:
+    """(field, the string after it) of a class."""
+    for field, after in zip(definition.body, definition.body[1:], strict=False):
+        if not (isinstance(field, ast.AnnAssign) and isinstance(field.target, ast.Name)):
+            continue
+        if isinstance(after, ast.Expr) and isinstance(after.value, ast.Constant):
+            yield field.target.id, inspect.cleandoc(str(after.value.value))
 
 
 def unknown_setting(name: str) -> str:

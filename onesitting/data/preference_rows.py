@@ -4,7 +4,7 @@ Shapes: B rows, T tokens in a row, N sides (conversations) in a batch, P = N / 2
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -30,6 +30,7 @@ class PreferenceBatch:
         2 p and 2 p + 1 hold the chosen and the rejected side of pair p.
     lengths: (N,) int64, trained tokens of each side.
     n_units: pairs, or sides of unpaired batches. n_tokens: real inputs.
+    baseline: KTO's estimate of KL(policy, reference) in nats at this step.
     """
 
     tokens: Tensor
@@ -41,6 +42,7 @@ class PreferenceBatch:
     lengths: Tensor
     n_units: int
     n_tokens: int
+    baseline: float = 0.0
 
     def to(self, device: torch.device | str) -> "PreferenceBatch":
         """The batch on a device."""
@@ -48,7 +50,7 @@ class PreferenceBatch:
             name: getattr(self, name).to(device, non_blocking=True)
             for name in ("tokens", "targets", "doc_ids", "positions", "owner", "sides", "lengths")
         }
-        return PreferenceBatch(**moved, n_units=self.n_units, n_tokens=self.n_tokens)
+        return replace(self, **moved)
 
 
 def n_preference_rows(file: PreferenceFile, *, row_length: int, seed: int, paired: bool) -> int:
@@ -97,6 +99,27 @@ def preference_rows(
         sides += [side for p in here for side in (2 * p, 2 * p + 1)]
     examples = [file.side(side) for side in sides]
     return _batch(examples, n_inputs[sides], layout, sides, row_length, file.eos_id, paired)
+
+
+def mismatched(file: PreferenceFile, sides: Sequence[int], *, row_length: int, seed: int) -> PreferenceBatch:
+    """The prompts of unpaired sides, each with the reply of another side, for KTO's estimate of a divergence.
+
+    The partner of a side stands in the next packed row, so that it depends on the file alone.
+    """
+    members, first, _ = file.pack(row_length, seed, False)
+    place_of = np.zeros(2 * file.n_preferences, dtype=np.int64)
+    place_of[members] = np.arange(len(members))
+    examples: list[Example] = []
+    for side in sides:
+        place = int(place_of[side])
+        row = int(np.searchsorted(first, place, side="right")) - 1
+        following = members[first[(row + 1) % (len(first) - 1)] : first[(row + 1) % (len(first) - 1) + 1]]
+        partner = int(following[(place - first[row]) % len(following)])
+        (prompt, begins), (reply, trained) = file.side(side), file.side(partner)
+        n_prompt, n_other = int(np.argmax(begins)), int(np.argmax(trained))
+        mask = np.concatenate([np.zeros(n_prompt, dtype=bool), trained[n_other:]])
+        examples.append((np.concatenate([prompt[:n_prompt], reply[n_other:]]), mask))
+    return packed(examples, sides, row_length=row_length, eos_id=file.eos_id)
 
 
 def packed(

@@ -33,16 +33,16 @@ def reply_logprobs(model: Transformer, batch: PreferenceBatch) -> Tensor:
 
 
 def held_out_batches(
-    file: PreferenceFile, *, row_length: int, paired: bool, max_tokens: int, micro_rows: int
+    file: PreferenceFile, *, row_length: int, paired: bool, seed: int, max_tokens: int, micro_rows: int
 ) -> Iterable[PreferenceBatch]:
     """The first rows of held-out preferences, at most max_tokens places of them but one row at least."""
-    n_rows = n_preference_rows(file, row_length=row_length, seed=0, paired=paired)
+    n_rows = n_preference_rows(file, row_length=row_length, seed=seed, paired=paired)
     sides = 2 if paired else 1
     n_rows = min(n_rows, max(1, max_tokens // (sides * row_length)))
     step = max(1, micro_rows // sides)
     for first in range(0, n_rows, step):
         rows = range(first, min(first + step, n_rows))
-        yield preference_rows(file, rows, row_length=row_length, seed=0, paired=paired)
+        yield preference_rows(file, rows, row_length=row_length, seed=seed, paired=paired)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -78,3 +78,12 @@ class ReferenceLogprobs:
                 )
                 values = reply_logprobs(model, batch.to(self.plan.torch_device))
                 self.values[batch.sides.numpy()] = values.float().cpu().numpy()
+
+
+def model_identity(folder: Path) -> str:
+    """A hash of the weights in a model folder."""
+    digest = hashlib.sha256()
+    for path in sorted(folder.glob("*.safetensors")):
+        with path.open("rb") as file:
+            digest.update(hashlib.file_digest(file, "sha256").digest())
+    return digest.hexdigest()
