@@ -21,6 +21,7 @@ TRAINING_COMMANDS: dict[str, tuple[str, ...]] = {
     "prepare": ("prepare",),
     "pretrain": ("pretrain",),
     "sft": ("sft",),
+    "dpo": ("dpo",),
     "evaluate": ("evaluate",),
 }
 """Command -> the phases of the pipeline it runs; () is all of them."""
@@ -198,6 +199,9 @@ COMMANDS: dict[str, Command] = {
     "prepare": Command("RECIPE", "Turn text into token files alone.", lambda argv: _train("prepare", argv)),
     "pretrain": Command("RECIPE", "Pretrain alone.", lambda argv: _train("pretrain", argv)),
     "sft": Command("RECIPE", "Fine-tune on conversations alone.", lambda argv: _train("sft", argv)),
+    "dpo": Command(
+        "RECIPE", "Train on preferences alone: DPO, IPO, SimPO, KTO.", lambda argv: _train("dpo", argv)
+    ),
     "evaluate": Command("RECIPE", "Measure a run's models again.", lambda argv: _train("evaluate", argv)),
     "bench": Command("WHAT …", "Measure this machine, training, decoding and preparing.", _bench),
     "version": Command("", "Print the versions.", _version),

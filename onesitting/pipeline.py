@@ -20,9 +20,9 @@ from onesitting.checkpoint import load_model, save_adapter, save_model
 from onesitting.checks import check_config
 from onesitting.clock import CLOSING_S, Clock
 from onesitting.config import RunConfig, stage_config
-from onesitting.data.prepare import prepare_conversations, prepare_documents
+from onesitting.data.prepare import prepare_conversations, prepare_documents, prepare_preferences
 from onesitting.data.sources import sample_texts
-from onesitting.data.tokens import ChatFolder, TokenFolder
+from onesitting.data.tokens import ChatFolder, PreferenceFolder, TokenFolder
 from onesitting.data.world import World
 from onesitting.errors import UserError
 from onesitting.evaluation.report import print_report, write_report
@@ -97,6 +97,7 @@ class Run:
         self.tokenizer: Tokenizer
         self.data: TokenFolder | None = None
         self.chat: ChatFolder | None = None
+        self.preferences: PreferenceFolder | None = None
 
     def say(self, message: str) -> None:
         """A line on the screen of the first process."""
@@ -121,6 +122,12 @@ class Run:
             self.chat = self.first_rank_makes(
                 "prepare",
                 lambda: prepare_conversations(cfg.chat, self.tokenizer, cfg.corpus, out / "chat", cfg.seed),
+            )
+        if {"dpo", "reward"} & set(needed):
+            place = out / "preferences"
+            self.preferences = self.first_rank_makes(
+                "prepare",
+                lambda: prepare_preferences(cfg.preferences, self.tokenizer, cfg.corpus, place, cfg.seed),
             )
 
     def first_rank_makes(self, phase: str, make: Callable[[], T]) -> T:
@@ -248,7 +255,7 @@ class Run:
             name,
             StageInputs(
                 cfg=self.cfg, tokenizer=self.tokenizer, plan=plan, ranks=self.ranks, data=self.data, chat=self.chat,
-                start=self.source(name),
+                preferences=self.preferences, start=self.source(name), folder=self.folder.stage(name).path,
             ),
         )  # fmt: skip
 

@@ -28,6 +28,7 @@ from onesitting.data.preference_rows import (
 )
 from onesitting.data.tokens import PreferenceFile, PreferenceFolder
 from onesitting.evaluation.preferences import count_wins, held_out_batches, reply_logprobs
+from onesitting.model.lora import adapter_names, disabled
 from onesitting.model.transformer import Transformer
 from onesitting.stages.next_token import rank_share, write_samples
 from onesitting.stages.reference import ReferenceLogprobs, model_identity
@@ -145,7 +146,7 @@ class DPOStage:
     def loss_sum(self, model: Transformer, batch: PreferenceBatch) -> tuple[Tensor, dict[str, Tensor]]:
         """Sum of losses over pairs (KTO: replies), and sums of rewards and log-probabilities."""
         policy = reply_logprobs(model, batch)  # (N,)
-        reference = policy.detach() if self.cfg.dpo.loss == "simpo" else self.reference("train").of(batch)
+        reference = policy.detach() if self.cfg.dpo.loss == "simpo" else self.reference("train").of(batch, model)
         if self.paired:
             losses, rewards = pair_losses(policy, reference, batch.lengths, self.cfg.dpo)
             return losses.sum(), {
@@ -181,7 +182,7 @@ class DPOStage:
                     self.data.train, batch.sides.tolist(), row_length=self.row_length, seed=self.cfg.seed
                 ).to(self.plan.torch_device)
                 ratios = reply_logprobs(model, other)
-                with self.reference_model() as reference:
+                with self.reference_model(model) as reference:
                     ratios = ratios - reply_logprobs(reference, other)
                 total += torch.tensor([float(ratios.double().sum()), len(ratios)], dtype=torch.float64)
         model.train()
@@ -191,8 +192,12 @@ class DPOStage:
     # ---- the reference ---------------------------------------------------------------------------------------
 
     @contextmanager
-    def reference_model(self) -> Generator[Transformer]:
-        """The frozen start model, loaded when it is first needed, with weights in the dtype of the computation."""
+    def reference_model(self, model: Transformer) -> Generator[Transformer]:
+        """The model with its adapter disabled; without one the start model, loaded when it is first needed."""
+        if adapter_names(model):
+            with disabled(model):
+                yield model
+            return
         if self.frozen is None:
             self.frozen = load_model(self.start, self.plan.torch_device, self.plan.torch_dtype)
             self.frozen.requires_grad_(False)
@@ -228,7 +233,7 @@ class DPOStage:
             if self.cfg.dpo.loss == "simpo":
                 rewards = self.cfg.dpo.beta * policy / batch.lengths
             else:
-                rewards = self.cfg.dpo.beta * (policy - self.reference("val").of(batch))
+                rewards = self.cfg.dpo.beta * (policy - self.reference("val").of(batch, model))
             values.append(torch.stack([rewards, policy, (batch.sides % 2 == 0).float()]).cpu())
         rewards, logprobs, chosen = torch.cat(values, dim=1)
         if self.paired:

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Protocol
 
 from onesitting.config import RunConfig
-from onesitting.data.tokens import ChatFolder, TokenFolder
+from onesitting.data.tokens import ChatFolder, PreferenceFolder, TokenFolder
 from onesitting.errors import UserError
 from onesitting.tokenizer.bpe import Tokenizer
 from onesitting.train.device import DevicePlan
@@ -25,8 +25,12 @@ class StageInputs:
     """Prepared text, where a stage of this sitting reads any."""
     chat: ChatFolder | None
     """Prepared conversations, where a stage of this sitting reads any."""
+    preferences: PreferenceFolder | None = None
+    """Prepared preferences, where a stage of this sitting reads any."""
     start: Path | None
     """Folder of the model that the stage starts from, for a frozen reference; None: random weights."""
+    folder: Path
+    """The stage's folder, for what it keeps there."""
 
 
 class PipelineStage(Stage, Protocol):
@@ -56,4 +60,12 @@ def make_stage(name: str, inputs: StageInputs) -> PipelineStage:
 
         assert inputs.chat is not None
         return SFTStage(cfg, tokenizer, inputs.chat, plan, ranks)
+    if name == "dpo":
+        from onesitting.stages.dpo import DPOStage
+
+        assert inputs.preferences is not None
+        assert inputs.start is not None
+        return DPOStage(
+            cfg, tokenizer, inputs.preferences, plan, ranks, start=inputs.start, folder=inputs.folder
+        )
     raise UserError(f"there is no stage '{name}'")

@@ -24,8 +24,8 @@ BLOCK_ROWS = 8
 """Packed rows that are computed together. Always the same ones, whichever of them is asked for first, so that a value
 depends on the file and the model alone and resuming finds the same bits."""
 
-ReferenceModel = Callable[[], AbstractContextManager[Transformer]]
-"""Opens the reference: the frozen start model, or the trained one with its adapter disabled."""
+ReferenceModel = Callable[[Transformer], AbstractContextManager[Transformer]]
+"""From the trained model to the reference: itself with its adapter disabled, or a frozen start model."""
 
 
 class ReferenceLogprobs:
@@ -61,16 +61,16 @@ class ReferenceLogprobs:
         else:
             self.row_of[members] = row_of_member
 
-    def of(self, batch: PreferenceBatch) -> Tensor:
-        """(N,) float32 nats, on the batch's device."""
+    def of(self, batch: PreferenceBatch, model: Transformer) -> Tensor:
+        """(N,) float32 nats, on the batch's device; model: the trained one."""
         sides = batch.sides.cpu().numpy()
         missing = sides[np.isnan(self.values[sides])]
         if len(missing):
-            self._compute(np.unique(self.row_of[missing] // BLOCK_ROWS))
+            self._compute(np.unique(self.row_of[missing] // BLOCK_ROWS), model)
         return torch.from_numpy(self.values[sides]).to(batch.sides.device)
 
-    def _compute(self, blocks: Ints) -> None:
-        with self.model() as model, torch.no_grad(), self.plan.autocast():
+    def _compute(self, blocks: Ints, trained: Transformer) -> None:
+        with self.model(trained) as model, torch.no_grad(), self.plan.autocast():
             for block in blocks.tolist():
                 rows = range(block * BLOCK_ROWS, min(self.n_rows, (block + 1) * BLOCK_ROWS))
                 batch = preference_rows(
