@@ -166,7 +166,9 @@ def encode_preference(item: Preference, tokenizer: Tokenizer) -> tuple[list[int]
         if reply is None:
             continue
         rendered, trained = render(tokenizer, [*item.prompt, *reply], item.tools)
-        assert rendered[: len(prompt_ids)] == prompt_ids, "the template renders a prompt otherwise before a reply"
+        assert rendered[: len(prompt_ids)] == prompt_ids, (
+            "the template renders a prompt otherwise before a reply"
+        )
         mask = np.array(trained, dtype=np.uint8) * TRAINED
         mask[: len(prompt_ids)] = 0
         ids += rendered

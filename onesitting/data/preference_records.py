@@ -6,7 +6,7 @@ Read are the forms that public data sets have:
     {"chosen": whole conversation, "rejected": whole conversation}                          UltraFeedback, binarized
     {"chosen": "\\n\\nHuman: …\\n\\nAssistant: …", "rejected": …}                           HH-RLHF
     {"conversations": […], "chosen": {"from", "value"}, "rejected": …}                      LLaMA-Factory
-    {"instruction": text, "completions": [{"response", "overall_score"}, …]}                UltraFeedback: best and worst
+    {"instruction": text, "completions": [{"response", "overall_score"}, …]}                UltraFeedback, its ends
     {"messages": conversation, "label": true | false}, {"prompt", "completion", "label"}    unpaired, for KTO
 """
 
@@ -17,7 +17,16 @@ from typing import Any
 
 from onesitting.data.records import Message, Record, RecordError, messages_of, tools_of
 
-PROMPT_FIELDS = ("prompt", "messages", "conversations", "conversation", "instruction", "question", "query", "input")
+PROMPT_FIELDS = (
+    "prompt",
+    "messages",
+    "conversations",
+    "conversation",
+    "instruction",
+    "question",
+    "query",
+    "input",
+)
 CHOSEN_FIELDS = ("chosen", "chosen_response", "preferred", "accepted")
 REJECTED_FIELDS = ("rejected", "rejected_response", "dispreferred")
 LABEL_FIELDS = ("label", "kto_tag", "thumbs_up")
@@ -61,7 +70,11 @@ def preference_of(record: Record, source: str) -> Preference:
     prompt, reply = _labelled(record)
     good = _is_good(label)
     return Preference(
-        prompt=prompt, chosen=reply if good else None, rejected=None if good else reply, tools=tools, source=source
+        prompt=prompt,
+        chosen=reply if good else None,
+        rejected=None if good else reply,
+        tools=tools,
+        source=source,
     )
 
 
@@ -117,7 +130,10 @@ def _dialogue(text: str) -> list[Message] | None:
     if len(parts) < 3 or parts[0].strip():
         return None
     roles = {"Human": "user", "Assistant": "assistant"}
-    turns = [{"role": roles[name], "content": said.strip()} for name, said in zip(parts[1::2], parts[2::2], strict=True)]
+    turns = [
+        {"role": roles[name], "content": said.strip()}
+        for name, said in zip(parts[1::2], parts[2::2], strict=True)
+    ]
     return turns if turns[-1]["content"] else turns[:-1]
 
 

@@ -3,6 +3,7 @@
 Shapes: B rows, T tokens in a row, N sides (conversations) in a batch, P = N / 2 pairs.
 """
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -132,7 +133,8 @@ def packed(
     n_inputs = np.array([_inputs(trained, row_length) for _, trained in examples], dtype=np.int64)
     members, first = pack_whole(np.maximum(n_inputs, 1), row_length, np.random.default_rng(0))
     layout = [
-        [(int(i), max(1, int(n_inputs[i]))) for i in members[a:b]] for a, b in zip(first, first[1:], strict=False)
+        [(int(i), max(1, int(n_inputs[i]))) for i in members[a:b]]
+        for a, b in itertools.pairwise(first)
     ]
     return _batch(examples, n_inputs, layout, list(sides), row_length, eos_id, paired=False)
 

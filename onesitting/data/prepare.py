@@ -44,7 +44,7 @@ Specs = tuple[str, ...]
 
 @dataclass(frozen=True, kw_only=True)
 class PrepareProgress:
-    """How far a preparation is: documents, conversations or preferences, their tokens and bytes of text, seconds since its start."""
+    """How far a preparation is: documents (or conversations, preferences), tokens, bytes of text, seconds."""
 
     n_items: int
     n_tokens: int

@@ -28,7 +28,11 @@ def reply_logprobs(model: Transformer, batch: PreferenceBatch) -> Tensor:
     """(N,) float32 log-probability in nats of each side's reply, given its prompt."""
     hidden = model.hidden(batch.tokens, doc_ids=batch.doc_ids, positions=batch.positions)  # (B, T, d)
     return logprob_sums(
-        hidden.flatten(0, 1), model.output_weight, batch.targets.flatten(), batch.owner.flatten(), len(batch.sides)
+        hidden.flatten(0, 1),
+        model.output_weight,
+        batch.targets.flatten(),
+        batch.owner.flatten(),
+        len(batch.sides),
     )
 
 
@@ -89,7 +93,11 @@ def count_wins(values: Tensor) -> float:
 
 
 def win_rate(
-    before: Transformer, after: Transformer, tokenizer: "Tokenizer", prompts: Sequence[dict[str, Any]], max_tokens: int
+    before: Transformer,
+    after: Transformer,
+    tokenizer: "Tokenizer",
+    prompts: Sequence[dict[str, Any]],
+    max_tokens: int,
 ) -> dict[str, Any]:
     """How often the reply of `after` beats that of `before` under the world's rules; both greedy.
 
@@ -99,7 +107,9 @@ def win_rate(
     right = [_right_replies(model, tokenizer, prompts, max_tokens) for model in (before, after)]
     wins = sum((a > b) + 0.5 * (a == b) for b, a in zip(*right, strict=True))
     n = len(prompts)
-    shares = {f"right_{name}": proportion(sum(got), n) for name, got in zip(("before", "after"), right, strict=True)}
+    shares = {
+        f"right_{name}": proportion(sum(got), n) for name, got in zip(("before", "after"), right, strict=True)
+    }
     return {"win_rate": asdict(proportion(wins, n)), **{k: asdict(v) for k, v in shares.items()}}
 
 
@@ -107,7 +117,9 @@ def _right_replies(
     model: Transformer, tokenizer: "Tokenizer", prompts: Sequence[dict[str, Any]], max_tokens: int
 ) -> list[bool]:
     ids = [render(tokenizer, p["messages"], p["tools"], add_generation_prompt=True)[0] for p in prompts]
-    done = generate(model, tokenizer, ids, Sampling(temperature=0.0, max_tokens=max_tokens), tokenizer.stop_ids)
+    done = generate(
+        model, tokenizer, ids, Sampling(temperature=0.0, max_tokens=max_tokens), tokenizer.stop_ids
+    )
     return [
         d.finish_reason == "stop" and SCORERS[p["scorer"]](parsed(d.text, "chat"), p["reference"]).correct
         for p, d in zip(prompts, done, strict=True)

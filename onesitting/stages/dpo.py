@@ -146,7 +146,9 @@ class DPOStage:
     def loss_sum(self, model: Transformer, batch: PreferenceBatch) -> tuple[Tensor, dict[str, Tensor]]:
         """Sum of losses over pairs (KTO: replies), and sums of rewards and log-probabilities."""
         policy = reply_logprobs(model, batch)  # (N,)
-        reference = policy.detach() if self.cfg.dpo.loss == "simpo" else self.reference("train").of(batch, model)
+        reference = (
+            policy.detach() if self.cfg.dpo.loss == "simpo" else self.reference("train").of(batch, model)
+        )
         if self.paired:
             losses, rewards = pair_losses(policy, reference, batch.lengths, self.cfg.dpo)
             return losses.sum(), {
@@ -258,6 +260,9 @@ class DPOStage:
 
     def samples(self, model: Transformer, step: int) -> list[dict[str, Any]]:
         """Replies to held-out prompts."""
-        ids = [self.data.val.prompt(i) for i in range(min(self.cfg.evaluation.samples, self.data.val.n_preferences))]
+        ids = [
+            self.data.val.prompt(i)
+            for i in range(min(self.cfg.evaluation.samples, self.data.val.n_preferences))
+        ]
         prompts = [(self.tokenizer.decode(one), one) for one in ids]
         return write_samples(model, self.tokenizer, prompts, self.cfg.evaluation.sample_tokens, self.cfg.seed)

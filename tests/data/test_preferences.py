@@ -66,9 +66,14 @@ def test_what_whole_conversations_share_is_the_prompt() -> None:
     assert pair.rejected == [BAD, USER, HELLO]
 
 
-@pytest.mark.parametrize(("label", "good"), [(True, True), (False, False), (1, True), (0, False), ("bad", False)])
+@pytest.mark.parametrize(
+    ("label", "good"), [(True, True), (False, False), (1, True), (0, False), ("bad", False)]
+)
 def test_a_label_makes_a_reply_chosen_or_rejected(label: object, good: bool) -> None:
-    for record in ({"messages": [USER, GOOD], "label": label}, {"prompt": "How are you?", "completion": "Well, thank you.", "label": label}):
+    for record in (
+        {"messages": [USER, GOOD], "label": label},
+        {"prompt": "How are you?", "completion": "Well, thank you.", "label": label},
+    ):
         one = preference_of(record, "x:1")
         assert one.prompt == [USER]
         assert (one.chosen, one.rejected) == (([GOOD], None) if good else (None, [GOOD]))
@@ -195,7 +200,10 @@ def test_all_replies_to_a_prompt_are_held_out_or_none_whatever_else_is_there(
                 assert found.setdefault(prompt, name) == name
         return found
 
-    whole, half = split(prepared(tmp_path, tokenizer, rows)), split(prepared(tmp_path, tokenizer, rows[150:], "b"))
+    whole, half = (
+        split(prepared(tmp_path, tokenizer, rows)),
+        split(prepared(tmp_path, tokenizer, rows[150:], "b")),
+    )
     assert set(whole.values()) == {"train", "val"}
     assert half.items() <= whole.items()
 

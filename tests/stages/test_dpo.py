@@ -1,8 +1,11 @@
 """Preference losses against values by hand and against trl; masking, accumulation, two processes, resuming."""
 
 import dataclasses
+import itertools
 import math
+from collections import defaultdict
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -111,13 +114,17 @@ def start(tmp_path_factory: pytest.TempPathFactory, words: Tokenizer) -> Path:
 
 
 def config(words: Tokenizer, **dpo: Any) -> RunConfig:
-    settings = {"step_tokens": 8 * tiny.ROW, "micro_batch_rows": 2, "warmup_steps": 2, "max_epochs": 0.0, **dpo}
+    settings = {
+        "step_tokens": 8 * tiny.ROW,
+        "micro_batch_rows": 2,
+        "warmup_steps": 2,
+        "max_epochs": 0.0,
+        **dpo,
+    }
     return tiny.config(tiny.shape(words.vocab_size), dpo=DPOConfig(**settings))
 
 
-def make(
-    tmp_path: Path, words: Tokenizer, start: Path, ranks: Ranks | None = None, **dpo: Any
-) -> DPOStage:
+def make(tmp_path: Path, words: Tokenizer, start: Path, ranks: Ranks | None = None, **dpo: Any) -> DPOStage:
     cfg = config(words, **dpo)
     data = tiny.preferences(tmp_path / "data", words, tiny.pairs(60))
     return DPOStage(cfg, words, data, tiny.plan(cfg), ranks or Ranks(), start=start, folder=tmp_path)
@@ -133,7 +140,9 @@ def moved(start: Path) -> Transformer:
     return model
 
 
-def gradients(stage: DPOStage, model: Transformer, step: int = 0) -> tuple[float, dict[str, torch.Tensor], int]:
+def gradients(
+    stage: DPOStage, model: Transformer, step: int = 0
+) -> tuple[float, dict[str, torch.Tensor], int]:
     """(sum of losses, its gradients, units) of one step of one process."""
     model.zero_grad()
     total, n_units = 0.0, 0
@@ -188,7 +197,9 @@ def test_processes_read_disjoint_pairs_whose_gradients_add_up(
         assert torch.allclose(grad, parts[0][1][name] + parts[1][1][name], rtol=1e-4, atol=1e-5), name
 
 
-def test_the_prompt_changes_no_target_and_padding_no_loss(tmp_path: Path, words: Tokenizer, start: Path) -> None:
+def test_the_prompt_changes_no_target_and_padding_no_loss(
+    tmp_path: Path, words: Tokenizer, start: Path
+) -> None:
     stage, model = make(tmp_path, words, start), moved(start)
     batch = stage.next_batches(model, 0, tiny.ROW)[0]
     before = reply_logprobs(model, batch)
@@ -223,7 +234,7 @@ def test_ktos_baseline_is_the_mean_log_ratio_of_replies_to_other_prompts(
     total, n = 0.0, 0
     file = stage.data.train
     members, first, _ = file.pack(tiny.ROW, 0, False)
-    rows = [members[a:b].tolist() for a, b in zip(first, first[1:], strict=False)]
+    rows = [members[a:b].tolist() for a, b in itertools.pairwise(first)]
     for number, row in enumerate(rows):
         for place, side in enumerate(row):
             if side not in torch.cat([b.sides for b in batches]):
@@ -233,7 +244,9 @@ def test_ktos_baseline_is_the_mean_log_ratio_of_replies_to_other_prompts(
             text = [*ids[: a.argmax()], *reply[b.argmax() :]][: tiny.ROW + 1]
             tokens, n_prompt = torch.tensor([text]), int(a.argmax())
             for sign, each in ((1, model), (-1, reference)):
-                logprobs = each(tokens[:, :-1]).log_softmax(-1).gather(2, tokens[:, 1:, None])[0, n_prompt - 1 :, 0]
+                logprobs = (
+                    each(tokens[:, :-1]).log_softmax(-1).gather(2, tokens[:, 1:, None])[0, n_prompt - 1 :, 0]
+                )
                 kept = torch.tensor(b[b.argmax() :][: len(logprobs)])
                 total += sign * float(logprobs[kept].sum())
             n += 1
@@ -257,11 +270,17 @@ def test_a_batch_without_a_target_adds_zero_and_no_nan(tmp_path: Path, words: To
 
 def train(tmp_path: Path, stage: DPOStage, start: Path, n_steps: int = 6) -> tuple[Transformer, list[float]]:
     """n_steps through the one loop, with a checkpoint every two."""
-    cfg = dataclasses.replace(stage.cfg, checkpoint=dataclasses.replace(stage.cfg.checkpoint, every_s=0, every_steps=2))
+    cfg = dataclasses.replace(
+        stage.cfg, checkpoint=dataclasses.replace(stage.cfg.checkpoint, every_s=0, every_steps=2)
+    )
     stage.cfg = cfg
     folder, model = RunFolder(tmp_path).stage("dpo"), load_model(start).train()
     target = StepTarget(
-        cfg.dpo, tokens=n_steps * cfg.dpo.step_tokens, row_length=tiny.ROW, n_rows=stage.n_rows, evaluate_every=0.5
+        cfg.dpo,
+        tokens=n_steps * cfg.dpo.step_tokens,
+        row_length=tiny.ROW,
+        n_rows=stage.n_rows,
+        evaluate_every=0.5,
     )
     fit(
         stage, model, FitSettings(target=target, lr_scale=0.3), cfg=cfg, folder=folder, plan=stage.plan,
@@ -286,7 +305,9 @@ class Stopped(DPOStage):
 
 
 @pytest.mark.parametrize("loss", ["sigmoid", "kto"])
-def test_resume_equals_never_stopping_bit_for_bit(tmp_path: Path, words: Tokenizer, start: Path, loss: str) -> None:
+def test_resume_equals_never_stopping_bit_for_bit(
+    tmp_path: Path, words: Tokenizer, start: Path, loss: str
+) -> None:
     whole, losses = train(tmp_path / "whole", make(tmp_path / "whole", words, start, loss=loss), start)
     cut = make(tmp_path / "cut", words, start, loss=loss)
     cut.__class__, cut.left = Stopped, 14  # type: ignore[attr-defined]
@@ -315,36 +336,78 @@ def test_training_raises_held_out_preference_accuracy(
         assert before["preference_accuracy"] == 0.5, "at the reference all rewards are 0"
 
 
-# ---- trl ---------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("name", "ours"),
-    [("sigmoid", {}), ("ipo", {"loss": "ipo", "normalise_length": True}), ("sigmoid", {"label_smoothing": 0.1})],
-)
-def test_pair_losses_equal_trls(name: str, ours: dict[str, Any]) -> None:
-    """TRL averages log-probabilities over tokens for IPO alone; its formulas, on the same numbers."""
-    trl = pytest.importorskip("trl")
-    trainer = getattr(trl, "DPOTrainer", None)
-    if trainer is None or not hasattr(trainer, "dpo_loss"):
-        pytest.skip("this trl computes its losses inside compute_loss")
-    stand_in = type("T", (), {})()
-    stand_in.__dict__.update(
-        beta=0.3, label_smoothing=ours.get("label_smoothing", 0.0), reference_free=False, f_divergence_type="reverse_kl",
-        accelerator=type("A", (), {"device": "cpu"})(), args=type("G", (), {"use_logits_to_keep": False})(),
-    )  # fmt: skip
-    scale = LENGTHS if name == "ipo" else torch.ones(4)
-    policy, reference = POLICY / scale, REFERENCE / scale
-    theirs = trainer.dpo_loss(
-        stand_in, policy[0::2], policy[1::2], reference[0::2], reference[1::2], name, {}
-    )[0]
-    mine, _ = pair_losses(POLICY, REFERENCE, LENGTHS, DPOConfig(beta=0.3, **ours))
-    assert torch.allclose(mine, theirs)
-
-
 def test_logsigmoid_is_finite_far_out() -> None:
     far = torch.tensor([-1e4, 1e4], requires_grad=True)
     sigmoid_loss(far).sum().backward()
     assert torch.isfinite(F.logsigmoid(far)).all()
     assert far.grad is not None
     assert torch.isfinite(far.grad).all()
+
+
+# ---- trl: its own code, on the same log-probabilities --------------------------------------------------------
+
+
+def stand_in(**attributes: Any) -> Any:
+    """What the loss functions of trl's trainers read of `self`."""
+    same = lambda x: x  # noqa: E731
+    accelerator = SimpleNamespace(device=torch.device("cpu"), gather_for_metrics=same, gather=same)
+    return SimpleNamespace(
+        accelerator=accelerator, model=SimpleNamespace(training=True), _metrics=defaultdict(lambda: defaultdict(list)),
+        aux_loss_enabled=False, ld_alpha=None, precompute_ref_logps=True, _total_train_tokens=0, _tp_size=1,
+        **attributes,
+    )  # fmt: skip
+
+
+def written(logprobs: list[float], lengths: list[int]) -> tuple[Any, dict[str, torch.Tensor]]:
+    """A model that gives each reply its log-probability, spread over its tokens, and the batch that it is asked."""
+    width = max(lengths)
+    spread = torch.zeros(len(lengths), width)
+    for row, (value, n) in enumerate(zip(logprobs, lengths, strict=True)):
+        spread[row, :n] = value / n
+    mask = torch.zeros(len(lengths), width + 1, dtype=torch.long)
+    for row, n in enumerate(lengths):
+        mask[row, 1 : n + 1] = 1
+    blank = torch.zeros_like(spread)
+    outputs = SimpleNamespace(log_probs=spread, entropy=blank, mean_logits=blank, is_top1=blank.bool())
+    inputs = {
+        "input_ids": torch.ones_like(mask),
+        "attention_mask": torch.ones_like(mask),
+        "completion_mask": mask,
+    }
+    return (lambda **_: outputs), inputs
+
+
+@pytest.mark.parametrize(
+    ("theirs", "ours"),
+    [
+        ("sigmoid", {}),
+        ("sigmoid_norm", {"normalise_length": True}),
+        ("ipo", {"loss": "ipo", "normalise_length": True}),
+    ],
+)
+def test_pair_losses_equal_trls(theirs: str, ours: dict[str, Any]) -> None:
+    trl = pytest.importorskip("trl", reason="trl is a reference for this test alone")
+    order = [0, 2, 1, 3]  # trl has the chosen replies first
+    model, inputs = written(POLICY[order].tolist(), LENGTHS[order].tolist())
+    inputs |= {"ref_chosen_logps": REFERENCE[0::2], "ref_rejected_logps": REFERENCE[1::2]}
+    trainer = stand_in(
+        beta=0.3, f_divergence_type="reverse_kl", loss_types=[theirs], loss_weights=[1.0], use_weighting=False
+    )
+    loss = trl.DPOTrainer._compute_loss(trainer, model, inputs, return_outputs=False)
+    mine, _ = pair_losses(POLICY, REFERENCE, LENGTHS, DPOConfig(beta=0.3, **ours))
+    assert float(mine.mean()) == pytest.approx(float(loss), rel=1e-5)
+
+
+def test_kto_losses_equal_trls() -> None:
+    trl = pytest.importorskip("trl", reason="trl is a reference for this test alone")
+    model, inputs = written(POLICY.tolist(), LENGTHS.tolist())
+    chosen, divergence = torch.tensor([True, False, True, False]), 0.7
+    inputs |= {"label": chosen, "ref_logps": REFERENCE, "ref_KL_logps": torch.full((4,), -divergence)}
+    trainer = stand_in(
+        beta=0.3, loss_type="kto", calculate_KL=True, desirable_weight=1.3, undesirable_weight=0.8,
+        _compute_kl_logps=lambda model, batch: torch.zeros(4),
+    )  # fmt: skip
+    loss = trl.KTOTrainer._compute_loss(trainer, model, inputs, return_outputs=False)
+    cfg = DPOConfig(loss="kto", beta=0.3, desirable_weight=1.3, undesirable_weight=0.8)
+    mine = kto_loss(0.3 * (POLICY - REFERENCE), chosen, 0.3 * divergence, cfg)
+    assert float(mine.mean()) == pytest.approx(float(loss), rel=1e-5)

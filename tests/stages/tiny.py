@@ -20,7 +20,7 @@ from onesitting.model.transformer import Transformer
 from onesitting.tokenizer.bpe import Tokenizer, train_tokenizer
 from onesitting.train.device import DevicePlan, detect, plan_device
 
-ROW = 64
+ROW = 128
 
 
 def tokenizer() -> Tokenizer:
