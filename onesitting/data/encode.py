@@ -169,10 +169,10 @@ def encode_preference(item: Preference, tokenizer: Tokenizer) -> tuple[list[int]
         assert rendered[: len(prompt_ids)] == prompt_ids, (
             "the template renders a prompt otherwise before a reply"
         )
-        mask = np.array(trained, dtype=np.uint8) * TRAINED
-        mask[: len(prompt_ids)] = 0
+        mask = np.where(trained, TRAINED | side, side).astype(np.uint8)
+        mask[: len(prompt_ids)] = side
         ids += rendered
-        masks.append(mask | side)
+        masks.append(mask)
     return ids, np.concatenate(masks)
 
 

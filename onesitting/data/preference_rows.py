@@ -133,8 +133,7 @@ def packed(
     n_inputs = np.array([_inputs(trained, row_length) for _, trained in examples], dtype=np.int64)
     members, first = pack_whole(np.maximum(n_inputs, 1), row_length, np.random.default_rng(0))
     layout = [
-        [(int(i), max(1, int(n_inputs[i]))) for i in members[a:b]]
-        for a, b in itertools.pairwise(first)
+        [(int(i), max(1, int(n_inputs[i]))) for i in members[a:b]] for a, b in itertools.pairwise(first)
     ]
     return _batch(examples, n_inputs, layout, list(sides), row_length, eos_id, paired=False)
 

@@ -123,11 +123,17 @@ class DPOStage:
         sides = 2 if self.paired else 1
         n_packed = self.n_rows // sides  # a packed row of pairs is two rows of tokens
         offset, count = rank_share(n_packed, self.ranks.rank, self.ranks.world)
-        shape = {"row_length": row_length, "seed": self.cfg.seed, "paired": self.paired}
-        rows = epoch_rows(self.data.train, first_row=step * n_packed + offset, n_rows=count, **shape)
+        seed, paired = self.cfg.seed, self.paired
+        rows = epoch_rows(
+            self.data.train, row_length=row_length, seed=seed, first_row=step * n_packed + offset, n_rows=count,
+            paired=paired,
+        )  # fmt: skip
         size = max(1, self.plan.micro_batch_rows(row_length, self.cfg.dpo.micro_batch_rows) // sides)
         groups = [rows[i : i + size] for i in range(0, len(rows), size)]
-        batches = [preference_rows(self.data.train, group, **shape) for group in groups]
+        batches = [
+            preference_rows(self.data.train, group, row_length=row_length, seed=seed, paired=paired)
+            for group in groups
+        ]
         if self.paired or model is None:
             return batches
         baseline = self.kl_baseline(model, batches)
