@@ -41,6 +41,7 @@ METRICS: dict[str, str] = {
     "tokens_per_s": "real tokens per second of this step, over all processes",
     "skipped": "true when loss or gradient were not finite, or nothing was to learn, and weights stayed",
     "evaluation": "validation: name -> value, `bits_per_byte` among them; on lines of its own",
+    "evaluation_s": "seconds of that validation, samples included",
 }
 """Names and meanings in metrics.jsonl. Every line has `step`, the others may be missing; null: not finite."""
 

@@ -23,7 +23,7 @@ def run_bench(argv: list[str]) -> None:
         print("\n".join(f"  {name:<10}{summary}" for name, summary in SUMMARIES.items()))
         print("\n`onesitting bench WHAT --help` shows the options of one.")
         return
-    commands = {"limit": _limit, "train": _train}
+    commands = {"limit": _limit, "train": _train, "race": _race}
     if what not in commands:
         raise UserError(f"cannot bench '{what}'; use one of {', '.join(SUMMARIES)}")
     commands[what](rest)
@@ -54,3 +54,21 @@ def _train(argv: list[str]) -> None:
 
     options = request.options
     bench_train(request.cfg, steps=options.steps, profile_to=options.profile, save=options.save)
+
+
+def _race(argv: list[str]) -> None:
+    parser = Parser("bench race", "SPEC.toml [options]", SUMMARIES["race"])
+    parser.add_argument("spec", type=Path, metavar="SPEC", help="file that describes the race")
+    parser.add_argument("--out", type=Path, metavar="FOLDER", help="folder of the race [races/NAME of SPEC]")
+    parser.add_argument("--only", nargs="+", default=[], metavar="NAME", help="runners that take part [all]")
+    parser.add_argument("--seconds", type=float, metavar="X", help="time of each runner without its own")
+    parser.add_argument("--seeds", nargs="+", type=int, metavar="N", help="instead of those of SPEC")
+    options = parser.parse_args(argv)
+    from dataclasses import replace
+
+    from onesitting.bench.race import run_race
+    from onesitting.bench.race_spec import load_race
+
+    race = load_race(options.spec, tuple(options.only))
+    race = replace(race, seconds=options.seconds or race.seconds, seeds=tuple(options.seeds or race.seeds))
+    run_race(race, options.out or Path("races") / race.name)

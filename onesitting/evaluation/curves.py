@@ -5,18 +5,17 @@ and takes 1.3 s for this picture, this file a few milliseconds), and an SVG stay
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from xml.sax.saxutils import escape
+
+from onesitting.evaluation import svg
+from onesitting.evaluation.svg import FAINT, GRID, INK, Point
 
 COLOURS = ("#2563eb", "#d97706", "#059669", "#9333ea")  # one a stage, told apart by colour-blind readers too
-INK, FAINT, GRID = "#1f2937", "#6b7280", "#e5e7eb"
 WIDTH, HEIGHT = 1080, 330
 PANEL_WIDTH, PANEL_HEIGHT, TOP = 288, 210, 62
 LEFTS = (58, 58 + 348, 58 + 2 * 348)
 MAX_POINTS = 300  # a panel is 288 units wide: more points than that cannot be told apart
-
-Point = tuple[float, float]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,7 +42,7 @@ def draw_curves(curves: Sequence[Curve], title: str) -> str:
         f'height="{HEIGHT}" '
         'font-family="system-ui, -apple-system, Segoe UI, Helvetica, Arial, sans-serif" font-size="11">',
         f'<rect width="{WIDTH}" height="{HEIGHT}" rx="10" fill="#ffffff"/>',
-        _text(18, 26, title, size=14, weight="600"),
+        svg.text(18, 26, title, size=14, weight="600"),
         *_legend([curve.name for curve in curves]),
     ]
     smooth = [_shift(_smooth(curve.loss), offset) for curve, offset in zip(curves, offsets, strict=True)]
@@ -70,28 +69,30 @@ def _panel(
     zero: bool = False,
 ) -> list[str]:
     """One panel. starts: x where later stages begin. faint: drawn thin below the series. log: y axis."""
-    parts = [_text(left, TOP - 12, title, colour=INK, weight="600")]
+    parts = [svg.text(left, TOP - 12, title, colour=INK, weight="600")]
     values = [y for points in [*series, *faint] for _, y in points if math.isfinite(y)]
     if not values or x_end <= 0:
-        return [*parts, _text(left, TOP + PANEL_HEIGHT / 2, "nothing recorded", colour=FAINT)]
+        return [*parts, svg.text(left, TOP + PANEL_HEIGHT / 2, "nothing recorded", colour=FAINT)]
     log = log and min(values) > 0
     low, high = (0.0 if zero else min(values)), max(values)
-    y_of = _scale(low, high, TOP + PANEL_HEIGHT, TOP, log=log)
-    x_of = _scale(0.0, x_end, left, left + PANEL_WIDTH, log=False, margin=0.0)
-    for y in _ticks(low, high, log=log):
-        parts.append(_line(left, y_of(y), left + PANEL_WIDTH, y_of(y), GRID))
-        parts.append(_text(left - 6, y_of(y) + 4, f"{y:g}", colour=FAINT, anchor="end"))
-    for x in _ticks(0.0, x_end, log=False):
-        parts.append(_text(x_of(x), TOP + PANEL_HEIGHT + 17, short_number(x), colour=FAINT, anchor="middle"))
-    parts.append(_line(left, TOP + PANEL_HEIGHT, left + PANEL_WIDTH, TOP + PANEL_HEIGHT, FAINT))
-    parts.append(_text(left + PANEL_WIDTH, TOP + PANEL_HEIGHT + 34, "tokens", colour=FAINT, anchor="end"))
+    y_of = svg.scale(low, high, TOP + PANEL_HEIGHT, TOP, log=log)
+    x_of = svg.scale(0.0, x_end, left, left + PANEL_WIDTH, log=False, margin=0.0)
+    for y in svg.ticks(low, high, log=log):
+        parts.append(svg.line(left, y_of(y), left + PANEL_WIDTH, y_of(y), GRID))
+        parts.append(svg.text(left - 6, y_of(y) + 4, f"{y:g}", colour=FAINT, anchor="end"))
+    for x in svg.ticks(0.0, x_end, log=False):
+        parts.append(
+            svg.text(x_of(x), TOP + PANEL_HEIGHT + 17, short_number(x), colour=FAINT, anchor="middle")
+        )
+    parts.append(svg.line(left, TOP + PANEL_HEIGHT, left + PANEL_WIDTH, TOP + PANEL_HEIGHT, FAINT))
+    parts.append(svg.text(left + PANEL_WIDTH, TOP + PANEL_HEIGHT + 34, "tokens", colour=FAINT, anchor="end"))
     for x in starts:
-        parts.append(_line(x_of(x), TOP, x_of(x), TOP + PANEL_HEIGHT, FAINT, dashed=True))
+        parts.append(svg.line(x_of(x), TOP, x_of(x), TOP + PANEL_HEIGHT, FAINT, dashed=True))
     for index, points in enumerate(faint):
-        parts.append(_path(points, x_of, y_of, COLOURS[index % len(COLOURS)], width=0.7, opacity=0.3))
+        parts.append(svg.path(points, x_of, y_of, COLOURS[index % len(COLOURS)], width=0.7, opacity=0.3))
     for index, points in enumerate(series):
         colour = COLOURS[index % len(COLOURS)]
-        parts.append(_path(points, x_of, y_of, colour, width=1.8))
+        parts.append(svg.path(points, x_of, y_of, colour, width=1.8))
         if dots:
             parts += [
                 f'<circle cx="{x_of(x):.1f}" cy="{y_of(y):.1f}" r="2.6" fill="{colour}"/>' for x, y in points
@@ -105,7 +106,7 @@ def _last_values(right: float, series: Sequence[Sequence[Point]]) -> list[str]:
     """The last value of each curve in its colour, at the right of a panel's title."""
     last = [(COLOURS[index % len(COLOURS)], points[-1][1]) for index, points in enumerate(series) if points]
     return [
-        _text(right - 42 * place, TOP - 12, f"{value:.3g}", colour=colour, anchor="end", weight="600")
+        svg.text(right - 42 * place, TOP - 12, f"{value:.3g}", colour=colour, anchor="end", weight="600")
         for place, (colour, value) in enumerate(reversed(last))
     ]
 
@@ -115,40 +116,13 @@ def _legend(names: Sequence[str]) -> list[str]:
     parts: list[str] = []
     x = WIDTH - 18.0
     for index, name in reversed(list(enumerate(names))):
-        parts.append(_text(x, 26, name, colour=INK, anchor="end"))
+        parts.append(svg.text(x, 26, name, colour=INK, anchor="end"))
         x -= 6 * len(name) + 15
         parts.append(
             f'<rect x="{x:.1f}" y="17" width="10" height="10" rx="2" fill="{COLOURS[index % len(COLOURS)]}"/>'
         )
         x -= 18
     return parts
-
-
-def _scale(
-    low: float, high: float, start: float, end: float, *, log: bool, margin: float = 0.06
-) -> Callable[[float], float]:
-    """A function from data to picture coordinates, with a margin at both ends of the data's range."""
-    warp = math.log if log else float
-    first, last = warp(low), warp(high)
-    span = (last - first) or 1.0
-    pixels = end - start
-    inner = start + (margin * pixels if low > 0 or log else 0.0)
-    outer = end - margin * pixels
-    return lambda value: inner + (warp(value) - first) / span * (outer - inner)
-
-
-def _ticks(low: float, high: float, *, log: bool) -> list[float]:
-    """A handful of round numbers between low and high."""
-    if log and high / low > 2.5:
-        steps = (1, 1.5, 2, 3, 4, 5, 6, 8) if high / low < 12 else (1, 2, 5)
-        powers = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
-        found = [float(f"{step * 10.0**power:.6g}") for power in powers for step in steps]
-        return [tick for tick in found if low <= tick <= high]
-    span = (high - low) or abs(high) or 1.0
-    power = 10.0 ** math.floor(math.log10(span / 4))
-    step = next(power * factor for factor in (1, 2, 2.5, 5, 10) if span / (power * factor) <= 5)
-    first = math.ceil(low / step - 1e-9)
-    return [float(f"{index * step:.6g}") for index in range(first, math.floor(high / step + 1e-9) + 1)]
 
 
 def _smooth(points: Sequence[Point]) -> list[Point]:
@@ -168,43 +142,6 @@ def _shift(points: Sequence[Point], offset: float) -> list[Point]:
     if points and kept[-1] != points[-1]:
         kept.append(points[-1])
     return [(x + offset, y) for x, y in kept]
-
-
-def _path(
-    points: Sequence[Point],
-    x_of: Callable[[float], float],
-    y_of: Callable[[float], float],
-    colour: str,
-    *,
-    width: float,
-    opacity: float = 1.0,
-) -> str:
-    places = " ".join(f"{x_of(x):.1f},{y_of(y):.1f}" for x, y in points)
-    return (
-        f'<polyline points="{places}" fill="none" stroke="{colour}" stroke-width="{width}" '
-        f'stroke-opacity="{opacity}" stroke-linejoin="round"/>'
-    )
-
-
-def _line(x1: float, y1: float, x2: float, y2: float, colour: str, *, dashed: bool = False) -> str:
-    dash = ' stroke-dasharray="3 4"' if dashed else ""
-    return f'<line x1="{x1:.1f}" y1="{y1:.1f}" x2="{x2:.1f}" y2="{y2:.1f}" stroke="{colour}"{dash}/>'
-
-
-def _text(
-    x: float,
-    y: float,
-    words: str,
-    *,
-    colour: str = INK,
-    anchor: str = "start",
-    size: int = 11,
-    weight: str = "400",
-) -> str:
-    return (
-        f'<text x="{x:.1f}" y="{y:.1f}" fill="{colour}" text-anchor="{anchor}" font-size="{size}" '
-        f'font-weight="{weight}">{escape(words)}</text>'
-    )
 
 
 def short_number(value: float) -> str:

@@ -291,7 +291,8 @@ class Loop:
         if value < state.best_value:
             state.best_value, state.best_step = value, state.step
         if self.ranks.rank == 0:
-            self.write({"step": state.step, "tokens": state.tokens, "evaluation": state.evaluation})
+            spent = {"evaluation_s": round(time.perf_counter() - began, 4)}
+            self.write({"step": state.step, "tokens": state.tokens, "evaluation": state.evaluation, **spent})
             for text in texts:
                 append_jsonl(self.folder.samples_path, {"step": state.step, **text})
             self.display.evaluation(state.step, state.evaluation, texts)
