@@ -11,7 +11,7 @@ from onesitting.data.tokens import INFO_FILE, TokenFolder
 from onesitting.runlog import RunFolder
 from onesitting.tokenizer.bpe import Tokenizer, train_tokenizer
 
-WORLD_MB, TOKENIZER_MB = 4.0, 1.0
+WORLD_MB, TOKENIZER_MB = 2.0, 1.0
 """Text that is written where nothing is prepared: enough for real rows; its amount changes no speed."""
 
 

@@ -68,8 +68,8 @@ class Result:
 
 def result_from_json(record: Mapping[str, Any]) -> Result:
     """The Result that `dataclasses.asdict` made this of."""
-    points = tuple(Point(**point) for point in record["points"])
-    return Result(**{**record, "points": points})
+    values: dict[str, Any] = {**record, "points": tuple(Point(**point) for point in record["points"])}
+    return Result(**values)
 
 
 def bits_per_byte(nats_per_token: float, n_tokens: int, n_bytes: int) -> float:

@@ -4,6 +4,7 @@ import json
 
 import pytest
 
+from onesitting.bench import corpus
 from onesitting.bench.limit import bench_limit
 from onesitting.bench.train import PARTS, bench_train
 from onesitting.model.flops import count_matrix_parameters
@@ -23,6 +24,8 @@ def cfg(tmp_path_factory):
 
 
 def test_rates_shares_and_counts_agree_with_each_other(cfg, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(corpus, "WORLD_MB", 0.2)
+    monkeypatch.setattr(corpus, "TOKENIZER_MB", 0.05)
     steps = []
     real = Loop.train_step
     monkeypatch.setattr(Loop, "train_step", lambda loop: steps.append(real(loop)) or steps[-1])
