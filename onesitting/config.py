@@ -146,6 +146,8 @@ class PretrainConfig:
     """Time of its own, such as 2m, for a stage that is added to a run; empty: its share of the run's budget."""
     tokens: int = 0
     """Tokens to train on; 0: what the time budget allows."""
+    end_moves: tuple[str, ...] = ()
+    """With tokens: where a timed run moved its end, as steps done:new number of steps; repeats that run."""
     step_tokens: int = 8192
     """Tokens in one optimizer step, over all processes."""
     micro_batch_rows: int = 0
@@ -180,6 +182,8 @@ class SFTConfig:
     """Time of its own, such as 2m, for a stage that is added to a run; empty: its share of the run's budget."""
     tokens: int = 0
     """Tokens to train on; 0: what the time budget allows."""
+    end_moves: tuple[str, ...] = ()
+    """With tokens: where a timed run moved its end, as steps done:new number of steps; repeats that run."""
     max_epochs: float = 3.0
     """Passes over the conversations after which the stage ends even if time is left; 0: no limit."""
     step_tokens: int = 8192

@@ -27,7 +27,7 @@ from onesitting.plan_speed import measure_speed, predict_speed
 from onesitting.plan_text import show_plan
 from onesitting.runlog import RunFolder
 from onesitting.start import with_start_model
-from onesitting.train.budget import parse_budget
+from onesitting.train.budget_text import parse_budget
 from onesitting.train.device import DevicePlan, plan_device
 from onesitting.train.hardware import detect
 from onesitting.train.limit import measure_matrix_limit

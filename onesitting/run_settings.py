@@ -8,7 +8,7 @@ from onesitting.config import RunConfig, StageName, stage_config
 from onesitting.errors import UserError
 from onesitting.recipe import flat_values, load_recipe, resolve, write_config
 from onesitting.runlog import RunFolder
-from onesitting.train.budget import Budget, parse_budget
+from onesitting.train.budget_text import Budget, parse_budget, parse_end_moves
 
 MAY_CHANGE = (
     "log.",
@@ -30,6 +30,12 @@ def own_budget(cfg: RunConfig, stage: str) -> Budget | None:
     """The budget of a stage that was added to a run; None for one that shares the run's."""
     text = stage_config(cfg, stage).budget if stage in get_args(StageName) else ""
     return parse_budget(text) if text else None
+
+
+def check_end_moves(cfg: RunConfig) -> None:
+    """Refuse a wrong `end_moves` before anything runs."""
+    for stage in cfg.stages:
+        parse_end_moves(getattr(stage_config(cfg, stage), "end_moves", ()))
 
 
 def total_seconds(cfg: RunConfig) -> float | None:

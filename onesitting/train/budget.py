@@ -10,15 +10,14 @@ With tokens, everything is known from the start. With seconds:
     while stable    n_steps is estimated anew after each step; nothing done so far depended on it
     decay begins    as soon as the time left is what the decay needs; n_steps is fixed from here
     if the machine then changes its speed so much that the budget would be missed by TOO_LATE or TOO_EARLY,
-                    the rest of the decay is stretched or squeezed, and `exact` is false
+                    the rest of the decay is stretched or squeezed, and the move is noted
 """
 
-import re
 from dataclasses import asdict, dataclass, field
 from typing import Any, Protocol
 
-from onesitting.errors import UserError
 from onesitting.train import schedule
+from onesitting.train.budget_text import parse_end_moves
 
 TOO_LATE = 0.015
 """Predicted overrun, as a fraction of the budget, above which a fixed end is moved; the promise is 2 %."""
@@ -32,46 +31,6 @@ LATEST_ESTIMATE = 0.2
 """Fraction of the budget after which the last step's time has to do, from the second step on."""
 OUTLIER = 3.0
 """A step longer than this many times the mean counts as that many: a stall is not a speed."""
-
-_UNIT_S = {"d": 86_400, "h": 3600, "m": 60, "s": 1}
-_NUMBER = r"\d+(?:\.\d+)?"
-_TIME = re.compile(rf"(?:({_NUMBER})d)?(?:({_NUMBER})h)?(?:({_NUMBER})m)?(?:({_NUMBER})s)?")
-_TOKENS = re.compile(rf"tokens=({_NUMBER})([kmgbKMGB]?)")
-_MULTIPLE = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "b": 10**9}
-
-
-@dataclass(frozen=True)
-class Budget:
-    """One of the two is given."""
-
-    seconds: float | None = None
-    tokens: int | None = None
-
-
-def parse_budget(text: str) -> Budget:
-    """`90s`, `5m`, `2h`, `1h30m` as seconds; `tokens=20M` as tokens.
-
-    Raises UserError for anything else.
-    """
-    compact = "".join(text.split()).replace("_", "")
-    if match := _TOKENS.fullmatch(compact):
-        tokens = round(float(match[1]) * _MULTIPLE[match[2].lower()])
-        if tokens < 1:
-            raise UserError(f"budget = {text!r}: the number of tokens must be at least 1")
-        return Budget(tokens=tokens)
-    match = _TIME.fullmatch(compact)
-    if not compact or match is None:
-        hint = ""
-        if re.fullmatch(_NUMBER, compact):
-            hint = f"; did you mean '{compact}s' or '{compact}m'?"
-        elif re.fullmatch(_NUMBER + "[kMGBgb]", compact):  # 20m is a time, 20M are tokens
-            hint = f"; did you mean 'tokens={compact}'?"
-        raise UserError(f"budget = {text!r}: write a time such as 90s, 5m or 1h30m, or tokens=20M{hint}")
-    amounts = zip(match.groups(), _UNIT_S.values(), strict=True)
-    seconds = sum(float(amount) * unit for amount, unit in amounts if amount)
-    if seconds <= 0:
-        raise UserError(f"budget = {text!r}: the time must be more than 0")
-    return Budget(seconds=seconds)
 
 
 class TargetSettings(Protocol):
@@ -126,8 +85,10 @@ class TargetState:
     """Factor that the falling line starts from: 1, or less after the end was moved during the decay."""
     short_steps: int | None = None
     """First steps with short rows, once fixed."""
-    exact: bool = True
-    """Whether `explicit()` repeats this schedule."""
+    planned: tuple[int, int] = (0, 0)
+    """n_steps and decay_start as they were first fixed."""
+    end_moves: list[tuple[int, int]] = field(default_factory=list[tuple[int, int]])
+    """(steps done, new n_steps) of each time that the end was moved during the decay."""
     elapsed_s: float = 0.0
     """Clock of the stage at the last event."""
     step: int = 0
@@ -178,12 +139,12 @@ class StepTarget:
         self.evaluate_every, self.save_every_s = evaluate_every, save_every_s
         self.step_cost = step_cost or {}
         self.seconds = None if tokens is not None else seconds
+        self.given_moves = parse_end_moves(getattr(settings, "end_moves", ())) if tokens is not None else {}
         self.state = TargetState()
         if tokens is not None:
             n_steps = min(max(1, tokens // self.step_tokens), self.max_steps)
-            self.state.n_steps = n_steps
-            self.state.decay_start = schedule.decay_start(n_steps, self.decay_fraction)
             self.state.short_steps = schedule.short_steps(n_steps, self.short_fraction)
+            self._fix_end(n_steps, schedule.decay_start(n_steps, self.decay_fraction))
 
     # ---- what the loop asks -------------------------------------------------------------------------------
 
@@ -245,21 +206,23 @@ class StepTarget:
             return f"{minutes}m{seconds:02d}s in steps of {self.step_tokens:,} tokens"
         return f"{self.state.n_steps:,} steps of {self.step_tokens:,} tokens"
 
-    def explicit(self) -> dict[str, int | float]:
+    def explicit(self) -> dict[str, int | float | list[str]]:
         """Stage settings that repeat this schedule step for step (`pretrain.tokens`, …), once it is fixed.
 
         `tokens` alone where the rest follows from it; the exact fractions too where it does not (a curriculum
-        switched at a step that was right by the estimate of that moment). Valid while `exact`.
+        switched at a step that was right by the estimate of that moment), and where the end was moved.
         """
         state = self.state
-        assert state.n_steps is not None
-        assert state.decay_start is not None
-        found: dict[str, int | float] = {"tokens": state.n_steps * self.step_tokens}
-        if schedule.decay_start(state.n_steps, self.decay_fraction) != state.decay_start:
-            found["decay_fraction"] = (state.n_steps - state.decay_start) / state.n_steps
+        assert self.fixed
+        n_steps, decay_start = state.planned
+        found: dict[str, int | float | list[str]] = {"tokens": n_steps * self.step_tokens}
+        if schedule.decay_start(n_steps, self.decay_fraction) != decay_start:
+            found["decay_fraction"] = (n_steps - decay_start) / n_steps
         short_steps = state.short_steps or 0
-        if schedule.short_steps(state.n_steps, self.short_fraction) != short_steps:
-            found["short_fraction"] = short_steps / state.n_steps
+        if schedule.short_steps(n_steps, self.short_fraction) != short_steps:
+            found["short_fraction"] = short_steps / n_steps
+        if state.end_moves:
+            found["end_moves"] = [f"{step}:{n}" for step, n in state.end_moves]
         return found
 
     # ---- what the loop tells ------------------------------------------------------------------------------
@@ -276,6 +239,8 @@ class StepTarget:
             mean.n_skipped += 1
         else:
             mean.add(seconds)
+        if step in self.given_moves:
+            self._move_end(self.given_moves[step])
         if self.seconds is None or (state.n_steps is not None and step >= state.n_steps):
             return
         timed = any(mean.n >= N_TIMED for mean in state.step_s.values())
@@ -313,12 +278,19 @@ class StepTarget:
         """
         given = self.state
         state = TargetState(**values)
+        state.planned = (state.planned[0], state.planned[1])
+        state.end_moves = [(step, n_steps) for step, n_steps in state.end_moves]
         state.step_s = {int(length): Mean(**mean) for length, mean in values["step_s"].items()}
         state.pause_s = {kind: Mean(**mean) for kind, mean in values["pause_s"].items()}
-        if self.seconds is None:
-            state.n_steps, state.decay_start = given.n_steps, given.decay_start
-            state.short_steps = given.short_steps
         self.state = state
+        if self.seconds is None:
+            state.short_steps, state.decay_peak, state.end_moves = given.short_steps, 1.0, []
+            self._fix_end(*given.planned)
+            done = state.step
+            for state.step, n_steps in sorted(self.given_moves.items()):
+                if state.step <= done:
+                    self._move_end(n_steps)
+            state.step = done
         self.resumed()
 
     # ---- estimates ----------------------------------------------------------------------------------------
@@ -379,10 +351,20 @@ class StepTarget:
         # The nearest number of steps whose decay starts right here: that number alone repeats the run.
         near = range(max(state.step + 1, n_steps - 2), min(n_steps + 3, self.max_steps + 1))
         same = [n for n in near if schedule.decay_start(n, self.decay_fraction) == state.step] or [n_steps]
-        state.n_steps = min(same, key=lambda n: abs(n - n_steps))
-        state.decay_start = state.step
+        n_steps = min(same, key=lambda n: abs(n - n_steps))
         if state.short_steps is None:  # the decay begins within the short rows
-            state.short_steps = max(state.step, schedule.short_steps(state.n_steps, self.short_fraction))
+            state.short_steps = max(state.step, schedule.short_steps(n_steps, self.short_fraction))
+        self._fix_end(n_steps, state.step)
+
+    def _fix_end(self, n_steps: int, decay_start: int) -> None:
+        self.state.n_steps, self.state.decay_start = self.state.planned = n_steps, decay_start
+
+    def _move_end(self, n_steps: int) -> None:
+        """During the decay: the falling line goes on from where it is, to another end."""
+        state = self.state
+        state.decay_peak = self.lr_factor(state.step - 1)
+        state.n_steps, state.decay_start = n_steps, state.step
+        state.end_moves.append((state.step, n_steps))
 
     def _hold_budget(self) -> None:
         """During the decay: keep the end, unless the speed changed so much that the promise would break."""
@@ -394,5 +376,4 @@ class StepTarget:
             return
         n_steps = self._fitting_steps()
         if n_steps != state.n_steps:
-            state.decay_peak = self.lr_factor(state.step - 1)
-            state.n_steps, state.decay_start, state.exact = n_steps, state.step, False
+            self._move_end(n_steps)

@@ -9,7 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from onesitting.errors import UserError
-from onesitting.train.budget import Budget, StepTarget, parse_budget
+from onesitting.train.budget import StepTarget
+from onesitting.train.budget_text import Budget, parse_budget, parse_end_moves
 
 
 @pytest.mark.parametrize(
@@ -55,6 +56,7 @@ class Settings:
     final_lr: float = 0.02
     short_context: int = 0
     short_fraction: float = 0.0
+    end_moves: tuple[str, ...] = ()
 
 
 @dataclass
@@ -160,26 +162,54 @@ def test_explicit_tokens_repeat_the_schedule_step_for_step(machine, seed):
     changed, step_s, more = MACHINES[machine]
     done = simulate(Settings(**changed), step_s, seconds=150, seed=seed, **more)
     found = done.target.explicit()
-    if not done.target.state.exact:  # the end was moved during the decay: then nothing is promised
-        return
     repeated = {key: value for key, value in found.items() if key != "tokens"}
     again = simulate(Settings(**{**changed, **repeated}), steady(1.0), tokens=found["tokens"])
     assert again.factors == done.factors
     assert again.lengths == done.lengths
 
 
+@pytest.mark.parametrize("restart", [-3, 0, 5])
+def test_a_run_whose_end_moved_is_repeated_also_across_a_restart(restart):
+    changed, step_s, more = MACHINES["slower during the decay"]
+    done = simulate(Settings(**changed), step_s, seconds=150, **more)
+    moves = done.target.state.end_moves
+    assert moves  # this machine does move its end
+    found = done.target.explicit()
+    assert found["end_moves"] == [f"{step}:{n}" for step, n in moves]
+    repeated = {
+        key: tuple(value) if key == "end_moves" else value for key, value in found.items() if key != "tokens"
+    }
+    again = simulate(
+        Settings(**{**changed, **repeated}),
+        steady(1.0),
+        tokens=found["tokens"],
+        restart_at=moves[0][0] + restart,
+    )
+    assert again.factors == done.factors
+    assert again.target.explicit() == found
+
+
+@pytest.mark.parametrize("text", ["1200", "1200-1310", "1310:1200", "a:b", "5:5"])
+def test_a_wrong_end_move_is_refused_with_its_text(text):
+    with pytest.raises(UserError, match=f"'{text}'"):
+        parse_end_moves([text])
+
+
 @pytest.mark.parametrize("machine", ["steady", "slow first steps", "short rows first", "thousands of steps"])
 @pytest.mark.parametrize("seed", range(5))
 def test_on_a_quiet_machine_the_end_is_never_moved(machine, seed):
     changed, step_s, more = MACHINES[machine]
-    assert simulate(
-        Settings(**changed), step_s, seconds=150, jitter=0.05, seed=seed, **more
-    ).target.state.exact
+    assert (
+        simulate(
+            Settings(**changed), step_s, seconds=150, jitter=0.05, seed=seed, **more
+        ).target.state.end_moves
+        == []
+    )
 
 
 def test_tokens_alone_repeat_a_run_without_a_curriculum():
     done = simulate(Settings(), steady(0.35), seconds=150, jitter=0.05)
-    assert done.target.state.exact
+    assert not done.target.state.end_moves
     assert done.target.explicit() == {"tokens": done.steps * 256 * 32}
 
 
