@@ -1,22 +1,26 @@
 """`onesitting chat` and `onesitting generate`: a trained model in the terminal.
 
 A reply streams as it is written; thoughts, tool calls and tool results are dimmed. Tools are those of the
-synthetic world and run here. Ctrl-C stops a reply, not the program; with piped input each line is a message.
+synthetic world, or of a file (`--tools`), and run in a process of their own. Ctrl-C stops a reply, not the
+program; with piped input each line is a message.
 """
 
 import argparse
 import json
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from onesitting.config import DeviceConfig
+from onesitting.data.world.tools import TOOLS, world_tools
 from onesitting.errors import UserError
 from onesitting.recipe import load_recipe, resolve
 from onesitting.runlog import CONFIG_FILE, require_folder
 from onesitting.terminal import Ink, split_reply
+from onesitting.tools.from_file import read_tools
+from onesitting.tools.process import ToolProcess
 
 if TYPE_CHECKING:
     from onesitting.config import RunConfig
@@ -31,7 +35,7 @@ HELP = """\
 /reset               forget the conversation
 /system TEXT         set the system message and start again; without TEXT: none
 /set NAME VALUE      sampling: temperature, top_k, top_p, min_p, repetition_penalty, max_tokens, seed
-/tools on|off        offer the model the calculator, calendar and look-up of the synthetic world
+/tools on|off        offer the model its tools: calculator, calendar and look-up of the synthetic world, or --tools
 /think on|off|auto   open a thought, leave it out, or let the model choose
 /help, /quit         this list; leave (Ctrl-D does as well). Ctrl-C stops a reply."""
 
@@ -46,8 +50,8 @@ class Chat:
     system: str = ""
     tools: list[dict[str, Any]] = field(default_factory=list[dict[str, Any]])
     """Schemas offered to the model; empty: none."""
-    world_seed: int = 0
-    """Seed of the world whose facts the look-up tool finds."""
+    toolbox: ToolProcess = field(default_factory=lambda: ToolProcess(world_tools(0)))
+    """Runs the calls; holds all tools that can be offered."""
     thinking: bool | None = None
     messages: list[dict[str, Any]] = field(default_factory=list[dict[str, Any]])
     """The conversation so far, without the system message."""
@@ -56,21 +60,30 @@ class Chat:
 def chat(options: argparse.Namespace) -> None:
     """Talk to a model until the input ends; options are those of `onesitting chat`."""
     model, tokenizer, sampling, cfg = _load(options)
+    own = read_tools(Path(options.tools)) if options.tools else None
+    toolbox = ToolProcess(own or world_tools(cfg.seed if cfg else 0))
+    offers = not options.no_tools and (own is not None or (cfg is not None and "world" in cfg.chat))
     state = Chat(
         model=model,
         tokenizer=tokenizer,
         sampling=sampling,
         system=options.system,
-        # Offered only to a model that learnt to use them.
-        tools=fitting_tools(model, tokenizer) if cfg and "world" in cfg.chat and not options.no_tools else [],
-        world_seed=cfg.seed if cfg else 0,
+        # The world's are offered only to a model that learnt to use them; a file's were asked for.
+        tools=fitting_tools(model, tokenizer, toolbox.schemas) if offers else [],
+        toolbox=toolbox,
     )
+    with state.toolbox:
+        _converse(state)
+
+
+def _converse(state: Chat) -> None:
+    """Answer line after line until the input ends or /quit."""
     ink = Ink(sys.stdout)
     interactive = sys.stdin.isatty() and sys.stdout.isatty()
     if interactive:
         import readline  # noqa: F401  # pyright: ignore[reportUnusedImport]  # input() edits lines once it is there
 
-        ink.note(f"{_describe(model)}. /help lists commands, Ctrl-D leaves.")
+        ink.note(f"{_describe(state.model)}. /help lists commands, Ctrl-D leaves.")
     for line in _lines(interactive, ink):
         try:
             if not line.startswith("/"):
@@ -119,7 +132,7 @@ def command(state: Chat, line: str, ink: Ink) -> bool:
         ink.note(str(state.sampling))
     elif name == "tools":
         wanted = _choice(rest, {"on": True, "off": False})
-        state.tools = fitting_tools(state.model, state.tokenizer) if wanted else []
+        state.tools = fitting_tools(state.model, state.tokenizer, state.toolbox.schemas) if wanted else []
         ink.note(f"tools: {', '.join(tool['function']['name'] for tool in state.tools) or 'none'}")
     elif name == "think":
         state.thinking = _choice(rest, {"on": True, "off": False, "auto": None})
@@ -162,7 +175,7 @@ def answer(state: Chat, text: str, ink: Ink) -> None:
             ink.note(f"stopped after {MAX_TOOL_ROUNDS} rounds of tool calls")
             return
         for call in reply["tool_calls"]:
-            result = _run_tool(call, state)
+            result = state.toolbox.call(call)
             ink.note(f"  → {result}")
             state.messages.append({"role": "tool", "content": result})
 
@@ -226,26 +239,16 @@ def fit_prompt(state: Chat) -> tuple[list[int], "Sampling"]:
         messages = messages[later_turns[0] :]
 
 
-def _run_tool(call: dict[str, Any], state: Chat) -> str:
-    """The result that the model sees; a failure is a result too."""
-    from onesitting.data.world.tool_talk import lookup_in
-    from onesitting.data.world.tools import call_tool
-
-    if call["type"] == "invalid":
-        return f"error: {call['error']}"
-    function = call["function"]
-    return call_tool(function["name"], function["arguments"], lookup_in(state.world_seed))
-
-
-def fitting_tools(model: "Transformer", tokenizer: "Tokenizer") -> list[dict[str, Any]]:
-    """The first of the world's tools whose schemas leave half of the model's context to the conversation."""
-    from onesitting.data.world.tools import TOOLS
+def fitting_tools(
+    model: "Transformer", tokenizer: "Tokenizer", schemas: Sequence[dict[str, Any]] = TOOLS
+) -> list[dict[str, Any]]:
+    """The first of the tools whose schemas leave half of the model's context to the conversation."""
     from onesitting.tokenizer.chat import render
 
-    for n_tools in range(len(TOOLS), 0, -1):
-        ids, _ = render(tokenizer, [], TOOLS[:n_tools])
+    for n_tools in range(len(schemas), 0, -1):
+        ids, _ = render(tokenizer, [], schemas[:n_tools])
         if len(ids) <= model.cfg.context_length // 2:
-            return list(TOOLS[:n_tools])
+            return list(schemas[:n_tools])
     return []
 
 

@@ -11,7 +11,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import get_args
 
-from onesitting.config import ModelConfig, RunConfig, StageName, stage_config
+from onesitting.config import SHARED_SECTIONS, ModelConfig, RunConfig, StageName, stage_config, step_tokens
 from onesitting.errors import UserError
 
 N_BYTES = 256  # a byte-level tokenizer holds every byte
@@ -95,6 +95,26 @@ _RANGES: tuple[tuple[str, float, float], ...] = (
     ("dpo.desirable_weight", 0, 1000),
     ("dpo.undesirable_weight", 0, 1000),
     ("reward.centre_weight", 0, 100),
+    ("rl.prompts_per_batch", 1, _INF),
+    ("rl.samples", 1, 4096),
+    ("rl.minibatches", 1, 4096),
+    ("rl.epochs", 1, 1000),
+    ("rl.temperature", 0.01, 100),
+    ("rl.max_tokens", 1, _INF),
+    ("rl.max_turns", 1, 1000),
+    ("rl.kl_weight", 0, 1000),
+    ("rl.eval_prompts", 0, _INF),
+    ("rl.tool_s", 0.01, _INF),
+    ("rl.tool_memory_mb", 64, _INF),
+    ("grpo.share", 0, 1),
+    ("grpo.steps", 0, _INF),
+    ("grpo.micro_batch_rows", 0, _INF),
+    ("grpo.lr_scale", 0, 1000),
+    ("grpo.warmup_steps", 0, _INF),
+    ("grpo.decay_fraction", 0, 1),
+    ("grpo.final_lr", 0, 1),
+    ("grpo.clip_low", 0, 1),
+    ("grpo.clip_high", 0, _INF),
     ("evaluation.val_tokens", 2, _INF),
     ("evaluation.every_fraction", 0.001, 1),
     ("evaluation.samples", 0, 1000),
@@ -117,6 +137,7 @@ def check_config(cfg: RunConfig) -> None:
     _check_vocabulary(cfg)
     _check_rows(cfg)
     _check_data(cfg)
+    _check_rl(cfg)
     _check_places(cfg)
 
 
@@ -162,7 +183,7 @@ def _check_stages(cfg: RunConfig) -> None:
         )
     for stage in cfg.stages:
         part = stage_config(cfg, stage)
-        if part.share == 0 and part.tokens == 0 and not part.budget:
+        if part.share == 0 and not (part.tokens or getattr(part, "steps", 0) or part.budget):
             raise UserError(f"{stage}.share = 0 leaves it no time: raise it, or take {stage} out of stages")
 
 
@@ -200,20 +221,20 @@ def _check_rows(cfg: RunConfig) -> None:
     for stage in cfg.stages:
         part = stage_config(cfg, stage)
         name = f"{stage}.context_length" if part.context_length else "model.context_length"
-        lengths.append((stage, name, part.context_length or longest, part.step_tokens))
+        lengths.append((stage, name, part.context_length or longest, step_tokens(cfg, stage)))
     if short and "pretrain" in cfg.stages:
         lengths.append(("pretrain", "pretrain.short_context", short, cfg.pretrain.step_tokens))
-    for stage, name, length, step_tokens in lengths:
+    for stage, name, length, n_tokens in lengths:
         if length > longest:
             raise UserError(
                 f"{name} = {length} is longer than model.context_length = {longest}: raise that or lower this"
             )
         if length < 8:
             raise UserError(f"{name} = {length}: rows of fewer than 8 tokens teach nothing; raise it")
-        if step_tokens % length:
-            nearest = max(1, round(step_tokens / length)) * length
+        if n_tokens % length:
+            nearest = max(1, round(n_tokens / length)) * length
             raise UserError(
-                f"{stage}.step_tokens = {step_tokens} is not a whole number of rows of {length} tokens "
+                f"{stage}.step_tokens = {n_tokens} is not a whole number of rows of {length} tokens "
                 f"({name}): use {nearest}"
             )
 
@@ -232,6 +253,28 @@ def _check_data(cfg: RunConfig) -> None:
             "corpus.val_fraction = 0 leaves nothing to validate on: set it to 0.005, say, "
             "or give corpus.val_data"
         )
+
+
+def _check_rl(cfg: RunConfig) -> None:
+    """Batches of attempts can be cut as asked, and prompts are there."""
+    if not any(stage in SHARED_SECTIONS["rl"] for stage in cfg.stages):
+        return
+    rl = cfg.rl
+    if rl.prompts_per_batch % rl.minibatches:
+        raise UserError(
+            f"rl.minibatches = {rl.minibatches} does not divide rl.prompts_per_batch = {rl.prompts_per_batch}: "
+            "every optimizer step takes whole groups"
+        )
+    if "grpo" in cfg.stages and rl.samples < 2:
+        raise UserError(f"rl.samples = {rl.samples}: GRPO compares attempts at one prompt; give at least 2")
+    if rl.max_tokens >= cfg.model.context_length:
+        raise UserError(
+            f"rl.max_tokens = {rl.max_tokens} leaves no room for a prompt in model.context_length = "
+            f"{cfg.model.context_length}: lower it"
+        )
+    if not rl.rewards:
+        raise UserError("rl.rewards is empty: name at least one, such as scorer=1")
+    check_specs("rl.prompts", [spec for spec in rl.prompts if spec.partition(":")[0] != "world"] or ["world"])
 
 
 def check_specs(name: str, specs: Iterable[str]) -> None:

@@ -22,6 +22,7 @@ TRAINING_COMMANDS: dict[str, tuple[str, ...]] = {
     "pretrain": ("pretrain",),
     "sft": ("sft",),
     "dpo": ("dpo",),
+    "grpo": ("grpo",),
     "evaluate": ("evaluate",),
 }
 """Command -> the phases of the pipeline it runs; () is all of them."""
@@ -103,6 +104,9 @@ def _model_parser(command: str) -> "Parser":
 def _chat(argv: list[str]) -> None:
     parser = _model_parser("chat")
     parser.add_argument("--system", default="", metavar="TEXT", help="system message")
+    parser.add_argument(
+        "--tools", default="", metavar="FILE", help="Python file whose functions are the tools"
+    )
     parser.add_argument("--no-tools", action="store_true", help="offer the model no tools")
     options = parser.parse_args(argv)
     from onesitting.chat_ui import chat
@@ -202,6 +206,7 @@ COMMANDS: dict[str, Command] = {
     "dpo": Command(
         "RECIPE", "Train on preferences alone: DPO, IPO, SimPO, KTO.", lambda argv: _train("dpo", argv)
     ),
+    "grpo": Command("RUN", "Reinforce what is rewarded: group-relative.", lambda argv: _train("grpo", argv)),
     "evaluate": Command("RECIPE", "Measure a run's models again.", lambda argv: _train("evaluate", argv)),
     "bench": Command("WHAT …", "Measure this machine, training, decoding and preparing.", _bench),
     "version": Command("", "Print the versions.", _version),

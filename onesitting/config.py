@@ -7,9 +7,10 @@ A recipe (TOML) and the command line fill the same `RunConfig`, by the same dott
 from dataclasses import dataclass, field
 from typing import Literal, Protocol
 
+from onesitting.rl_config import GRPOConfig, RLConfig
 from onesitting.tuning_config import DPOConfig, RewardConfig
 
-StageName = Literal["pretrain", "sft", "dpo", "reward"]
+StageName = Literal["pretrain", "sft", "dpo", "reward", "grpo"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -300,6 +301,10 @@ class RunConfig:
     """Preference optimisation."""
     reward: RewardConfig = field(default_factory=RewardConfig)
     """Reward model."""
+    rl: RLConfig = field(default_factory=RLConfig)
+    """Reinforcement learning."""
+    grpo: GRPOConfig = field(default_factory=GRPOConfig)
+    """GRPO."""
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
     """Evaluation."""
     device: DeviceConfig = field(default_factory=DeviceConfig)
@@ -367,3 +372,15 @@ class StageConfig(Protocol):
 def stage_config(cfg: RunConfig, name: str) -> StageConfig:
     """The settings of a stage: the section of its name."""
     return getattr(cfg, name)
+
+
+SHARED_SECTIONS: dict[str, tuple[str, ...]] = {"rl": ("grpo",)}
+"""Section -> the stages that read it, beside the section of a stage's own name."""
+
+
+def step_tokens(cfg: RunConfig, name: str) -> int:
+    """Places for tokens in one optimizer step of a stage, over all processes; of RL, if every attempt were longest."""
+    if name in SHARED_SECTIONS["rl"]:
+        attempts = cfg.rl.prompts_per_batch * cfg.rl.samples // cfg.rl.minibatches
+        return max(1, attempts) * cfg.model.context_length
+    return stage_config(cfg, name).step_tokens

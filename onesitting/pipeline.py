@@ -180,7 +180,9 @@ class Run:
         target = StepTarget(
             settings,
             seconds=self.ranks.broadcast(self.stage_seconds(name)),
-            tokens=self.stage_tokens(name),
+            tokens=self.stage_tokens(name)
+            or getattr(settings, "steps", 0) * stage.row_length * stage.n_rows
+            or None,
             max_steps=stage.max_steps(),
             row_length=stage.row_length,
             n_rows=stage.n_rows,

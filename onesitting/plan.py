@@ -16,7 +16,7 @@ import torch
 
 from onesitting.checks import check_config
 from onesitting.clock import CLOSING_S
-from onesitting.config import ModelConfig, RunConfig, StageConfig, stage_config
+from onesitting.config import ModelConfig, RunConfig, StageConfig, stage_config, step_tokens
 from onesitting.data.sources import expand
 from onesitting.errors import UserError
 from onesitting.evaluation.curves import short_number
@@ -175,6 +175,8 @@ def _row_length(settings: StageConfig, model: ModelConfig) -> int:
 def text_bytes(cfg: RunConfig, stage: str) -> float | None:
     """Bytes of a stage's text, estimated from the sizes of files; None where a hub holds some of it."""
     total = 0.0
+    if stage not in ("pretrain", "sft"):  # the others read little text, or make their own
+        return total
     for spec in cfg.data if stage == "pretrain" else cfg.chat:
         if spec.startswith("hub:"):
             return None
@@ -237,13 +239,14 @@ def _stages(
         passes = tokens * BYTES_PER_TOKEN / available if available else None
         if name == "sft" and passes and cfg.sft.max_epochs and passes > cfg.sft.max_epochs:
             tokens, passes = round(tokens * cfg.sft.max_epochs / passes), cfg.sft.max_epochs
-        tokens = max(1, tokens // settings.step_tokens) * settings.step_tokens
+        step = step_tokens(cfg, name)
+        tokens = max(1, tokens // step) * step
         stages.append(
             StagePlan(
                 name=name,
                 seconds=tokens / speed,
                 tokens=tokens,
-                step_tokens=settings.step_tokens,
+                step_tokens=step,
                 row_length=row_length,
                 micro_batch_rows=device.micro_batch_rows(row_length, settings.micro_batch_rows),
                 tokens_per_s=speed,

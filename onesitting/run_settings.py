@@ -1,10 +1,11 @@
 """With which settings a run folder may be continued, and how a stage is added to a finished run."""
 
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import get_args
 
-from onesitting.config import RunConfig, StageName, stage_config
+from onesitting.config import SHARED_SECTIONS, RunConfig, StageName, stage_config
 from onesitting.errors import UserError
 from onesitting.recipe import flat_values, load_recipe, resolve, write_config
 from onesitting.runlog import RunFolder
@@ -84,8 +85,8 @@ def claim(folder: RunFolder, cfg: RunConfig) -> None:
         return
     there, here = flat_values(resolve(load_recipe(folder.path))), flat_values(cfg)
     begun = [stage for stage in cfg.stages if folder.stage(stage).metrics_path.exists()]
-    free = tuple(f"{stage}." for stage in get_args(StageName) if stage not in begun)
-    coming = tuple(f"{stage}." for stage in cfg.stages if stage not in begun)
+    free = _sections((stage for stage in get_args(StageName) if stage not in begun), begun)
+    coming = _sections((stage for stage in cfg.stages if stage not in begun), begun)
     if coming:  # each stage's own are in its summary.json
         free, coming = (*free, *ADAPTER_SETTINGS), (*coming, *ADAPTER_SETTINGS)
     changed = {name: value for name, value in here.items() if value != there.get(name)}
@@ -105,6 +106,17 @@ def claim(folder: RunFolder, cfg: RunConfig) -> None:
             f"{folder.path} holds a run with other settings: {'; '.join(differing[:4])}. Start another run with "
             f"--name, or continue this one with `onesitting run {folder.path}`"
         )
-    fresh = {name: value for name, value in changed.items() if coming and name.startswith(coming)}
+    fresh = {name: value for name, value in changed.items() if name.startswith(coming)}
     if fresh or longest != there["stages"]:
         write_config(resolve({**there, **fresh, "stages": longest}), folder.config_path)
+
+
+def _sections(stages: Iterable[str], begun: Sequence[str]) -> tuple[str, ...]:
+    """Beginnings of the names of the settings of these stages that none of the begun ones reads: `grpo.`, `rl.`, …"""
+    names = set(stages)
+    shared = {
+        section
+        for section, readers in SHARED_SECTIONS.items()
+        if names.intersection(readers) and not set(begun).intersection(readers)
+    }
+    return tuple(f"{section}." for section in sorted(names | shared))

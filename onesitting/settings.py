@@ -14,7 +14,7 @@ from dataclasses import dataclass, fields, is_dataclass
 from functools import cache
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
-from onesitting import config, tuning_config
+from onesitting import config, rl_config, tuning_config
 from onesitting.errors import UserError
 
 # 20M is how people write token counts; the letters stand for powers of ten, as in "7B".
@@ -90,7 +90,7 @@ def help_texts() -> types.MappingProxyType[str, str]:
 
     A string after a field is not kept at run time, so the source is parsed (10 ms): only help asks.
     """
-    classes = _class_definitions(config) | _class_definitions(tuning_config)
+    classes = _class_definitions(config) | _class_definitions(tuning_config) | _class_definitions(rl_config)
     kinds = {"": config.RunConfig} | {
         name: type(value) for name, value in vars(config.RunConfig()).items() if is_dataclass(value)
     }

@@ -20,7 +20,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from onesitting.config import RunConfig, stage_config
+from onesitting.config import RunConfig, stage_config, step_tokens
 from onesitting.errors import UserError
 from onesitting.evaluation.curves import Curve, draw_curves, short_number
 from onesitting.evaluation.limits import describe_limits
@@ -181,8 +181,7 @@ def _read_stage(cfg: RunConfig, name: str, folder: StageFolder) -> StageReport:
     if not summary and metrics:
         numbers |= _numbers_so_far(metrics)
     if numbers["real_token_fraction"] is None and numbers["steps"] and numbers["tokens"]:
-        step_tokens = stage_config(cfg, name).step_tokens  # places in a step
-        numbers["real_token_fraction"] = numbers["tokens"] / (numbers["steps"] * step_tokens)
+        numbers["real_token_fraction"] = numbers["tokens"] / (numbers["steps"] * step_tokens(cfg, name))
     samples = read_jsonl(folder.samples_path)
     last_step = max((record.get("step", 0) for record in samples), default=0)
     suite = _read_json(folder.path / "evaluation.json") or {}

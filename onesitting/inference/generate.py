@@ -55,17 +55,21 @@ def generate(
     *,
     logprobs: bool = False,
     dtype: torch.dtype | None = None,
+    indices: Sequence[int] | None = None,
 ) -> list[Completion]:
     """One Completion for each prompt, in their order.
 
     stop_ids: tokens that end a text; None: the tokenizer's. A prompt that fills the model's context gives an
     empty completion that ended by length.
     dtype: of the computation; None: autocast's where it is on, else the model's.
+    indices: number of each prompt, of which with sampling.seed its randomness is a function; None: 0, 1, …
     """
     run = _Run(tokenizer, sampling, tokenizer.stop_ids if stop_ids is None else stop_ids, logprobs)
+    numbers = range(len(prompts)) if indices is None else indices
     with torch.inference_mode():
         model = _in_dtype(model, dtype)
-        rows = [_Row(run, i, prompt, model.cfg.context_length) for i, prompt in enumerate(prompts)]
+        context = model.cfg.context_length
+        rows = [_Row(run, i, prompt, context) for i, prompt in zip(numbers, prompts, strict=True)]
         waiting = sorted((r for r in rows if r.finish_reason is None), key=lambda r: len(r.prompt))
         for start in range(0, len(waiting), BATCH_ROWS):
             batch = _Batch(model, run, waiting[start : start + BATCH_ROWS])

@@ -68,4 +68,8 @@ def make_stage(name: str, inputs: StageInputs) -> PipelineStage:
         return DPOStage(
             cfg, tokenizer, inputs.preferences, plan, ranks, start=inputs.start, folder=inputs.folder
         )
+    if name == "grpo":
+        from onesitting.stages.grpo import GRPOStage
+
+        return GRPOStage(cfg, tokenizer, plan, ranks, inputs.start)
     raise UserError(f"there is no stage '{name}'")

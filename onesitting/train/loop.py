@@ -28,7 +28,7 @@ from onesitting.train.optim import MuonAdamW, build_optimizer
 from onesitting.train.parts import StepParts
 from onesitting.train.prefetch import Prefetch
 from onesitting.train.signals import Interrupted, StopSignals
-from onesitting.train.state import FitResult, LoopState, step_seed
+from onesitting.train.state import FitResult, LoopState, means, step_seed
 from onesitting.train.tensorboard import open_tensorboard
 from onesitting.train.usage import peak_memory_bytes
 
@@ -65,7 +65,10 @@ class Stage(Protocol):
         ...
 
     def loss_sum(self, model: Transformer, batch: Any) -> tuple[Tensor, dict[str, Tensor]]:
-        """Sum of losses over the batch's units (scalar, float32), and further named sums over the same units."""
+        """Sum of losses over the batch's units (scalar, float32), and further named sums over the same units.
+
+        A named sum over something else brings its own count as `name/n`.
+        """
         ...
 
     def evaluate(self, model: Transformer) -> dict[str, float]:
@@ -211,7 +214,7 @@ class Loop:
             "step_s": round(seconds, 5),
             "tokens_per_s": round(n_tokens / seconds, 1),
             **({"skipped": True} if not applied else {}),
-            **{k: float(v) / max(1, n_units) for k, v in sums.items() if k != "loss"},
+            **means(sums, n_units),
         }
 
     def accumulate(self, batches: list[Any], n_units: int) -> dict[str, Tensor]:

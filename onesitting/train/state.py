@@ -5,6 +5,8 @@ import math
 from dataclasses import dataclass, field
 from typing import Any
 
+from torch import Tensor
+
 
 @dataclass
 class LoopState:
@@ -46,3 +48,13 @@ def step_seed(seed: int, step: int, rank: int) -> int:
     """Seed of PyTorch's global generator for one process's step; the same after a resume, unlike for any other step."""
     digest = hashlib.sha256(f"{seed} {step} {rank}".encode()).digest()
     return int.from_bytes(digest[:7], "big")
+
+
+def means(sums: dict[str, Tensor], n_units: int) -> dict[str, float]:
+    """Named sums over units, but the loss; one with a count of its own, `name/n`, is divided by that."""
+    counts = {name: float(sums[f"{name}/n"]) if f"{name}/n" in sums else n_units for name in sums}
+    return {
+        name: float(total) / max(1, counts[name])
+        for name, total in sums.items()
+        if name != "loss" and not name.endswith("/n")
+    }

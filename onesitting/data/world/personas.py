@@ -10,7 +10,7 @@ from onesitting.data.world.lexicon import BOYS, GIRLS, JOBS, TOWNS, with_article
 from onesitting.data.world.small_talk import CHAT
 from onesitting.data.world.splits import Split, split_of
 from onesitting.data.world.talk import Talk
-from onesitting.data.world.tools import JSON
+from onesitting.tools.protocol import JSON
 
 if TYPE_CHECKING:
     from onesitting.data.world import World

@@ -5,31 +5,38 @@ from typing import TYPE_CHECKING, Any
 
 from onesitting.data.world.splits import Split, rng_for
 from onesitting.data.world.suite import TASKS, item_of
+from onesitting.data.world.tool_talk import agent_prompt
 
 if TYPE_CHECKING:
     from onesitting.data.world import World
 
+AGENT = "agent"
+"""Task of prompts that a model answers in several turns: call, result, answer."""
 
-def prompt(world: "World", split: Split, index: int) -> dict[str, Any]:
-    """Prompt number `index` of a split: a pure function of (seed, split, index).
 
+def prompt(world: "World", split: Split, index: int, task: str = "") -> dict[str, Any]:
+    """Prompt number `index` of a split: a pure function of (seed, split, index, task).
+
+    task: a task of the suite, or `agent`: a question whose answer a tool knows; "": any of the suite's.
     Returns messages, tools, scorer and reference (for suite.SCORERS), a right reply as `oracle`, and meta
     with the task and the key that decides the split.
     """
-    rng = rng_for("prompt", world.seed, split, index)
+    rng = rng_for("prompt", world.seed, split, index, *filter(None, (task,)))
+    if task == AGENT:
+        return agent_prompt(world, rng, split)
     while True:
-        task = rng.choice(tuple(TASKS))
-        talk = TASKS[task](world, rng, split)
+        drawn = task or rng.choice(tuple(TASKS))
+        talk = TASKS[drawn](world, rng, split)
         if talk.scored >= 0:
             break
-    item = item_of(task, talk)
+    item = item_of(drawn, talk)
     return {
         "messages": item.messages,
         "tools": item.tools,
         "scorer": item.scorer,
         "reference": item.reference,
         "oracle": item.oracle,
-        "meta": {"task": task, "key": item.key},
+        "meta": {"task": drawn, "key": item.key},
     }
 
 

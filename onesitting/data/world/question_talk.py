@@ -16,8 +16,8 @@ from onesitting.data.world.lexicon import WEEKDAYS
 from onesitting.data.world.small_talk import GREETING_REPLIES, GREETINGS, closing
 from onesitting.data.world.splits import Split, split_of
 from onesitting.data.world.talk import Talk, politely
-from onesitting.data.world.tools import JSON
 from onesitting.data.world.word_problems import problem
+from onesitting.tools.protocol import JSON
 
 if TYPE_CHECKING:
     from onesitting.data.world import World

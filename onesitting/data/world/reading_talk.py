@@ -11,7 +11,7 @@ from onesitting.data.world.small_talk import closing
 from onesitting.data.world.splits import Split, split_of
 from onesitting.data.world.stories import story
 from onesitting.data.world.talk import Talk
-from onesitting.data.world.tools import JSON
+from onesitting.tools.protocol import JSON
 
 if TYPE_CHECKING:
     from onesitting.data.world import World

@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from onesitting.data.world.tools import JSON, parsed_arguments, validate_call
+from onesitting.tools.protocol import JSON, parsed_arguments, validate_call
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from onesitting.data.world.splits import Split, split_of
 from onesitting.data.world.stories import ANIMALS, OBJECTS, story
 from onesitting.data.world.stories import PLACES as STORY_PLACES
 from onesitting.data.world.talk import Talk
-from onesitting.data.world.tools import JSON
+from onesitting.tools.protocol import JSON
 
 if TYPE_CHECKING:
     from onesitting.data.world import World

@@ -33,8 +33,8 @@ from onesitting.data.world.stories import story
 from onesitting.data.world.story_talk import patchwork, score_story, story_talk
 from onesitting.data.world.talk import Message, Talk, assistant_message
 from onesitting.data.world.tool_talk import tool_talk
-from onesitting.data.world.tools import JSON
 from onesitting.data.world.word_problems import problem
+from onesitting.tools.protocol import JSON
 
 if TYPE_CHECKING:
     from onesitting.data.world import World

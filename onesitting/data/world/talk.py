@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from random import Random
 from typing import Any
 
-from onesitting.data.world.tools import JSON
+from onesitting.tools.protocol import JSON
 
 Message = dict[str, Any]
 

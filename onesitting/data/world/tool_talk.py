@@ -15,8 +15,9 @@ from onesitting.data.world.small_talk import GREETING_REPLIES, GREETINGS, closin
 from onesitting.data.world.splits import Split, split_of
 from onesitting.data.world.state import Fact, state
 from onesitting.data.world.talk import Message, Talk, call_message, politely
-from onesitting.data.world.tools import CALCULATOR, CALENDAR, JSON, LOOKUP, TOOLS, call_tool
+from onesitting.data.world.tools import CALCULATOR, CALENDAR, LOOKUP, TOOLS, call_tool, lookup_in
 from onesitting.data.world.word_problems import COUNTABLES, bare_problem
+from onesitting.tools.protocol import JSON
 
 if TYPE_CHECKING:
     from onesitting.data.world import World
@@ -39,17 +40,6 @@ class Request:
     def name(self) -> str:
         """Name of the tool."""
         return self.tool["function"]["name"]
-
-
-@lru_cache(maxsize=4)
-def _table(seed: int) -> dict[tuple[str, str], str]:
-    return {(fact.subject.lower(), fact.kind): fact.value for fact in state(seed).facts}
-
-
-def lookup_in(seed: int) -> Callable[[str, str], str | None]:
-    """The look-up of this world: (name, field) -> value, or None."""
-    table = _table(seed)
-    return lambda name, field: table.get((name.strip().lower(), field.strip().lower()))
 
 
 _SIGNS = {
@@ -281,3 +271,26 @@ def tool_talk(world: "World", rng: Random, split: Split) -> Talk:
     """Any conversation with tools."""
     make = rng.choices((use_talk, no_tool_talk, failed_call_talk), (0.72, 0.2, 0.08))[0]
     return make(world, rng, split)
+
+
+def agent_prompt(world: "World", rng: Random, split: Split) -> dict[str, Any]:
+    """A question that one of the offered tools answers: right is a last message that holds the tool's result.
+
+    The form is that of `prompts.prompt`; `oracle` is the list of messages from the call to the answer.
+    """
+    tools = _offered(rng)
+    request = _request(world, rng, split, tools)
+    result = call_tool(request.name, request.arguments, lookup_in(world.seed))
+    answer = {"role": "assistant", "content": request.answer(result)}
+    return {
+        "messages": [{"role": "user", "content": politely(rng, request.question)}],
+        "tools": tools,
+        "scorer": "answer",
+        "reference": {"accepted": [result]},
+        "oracle": [
+            call_message(request.name, request.arguments),
+            {"role": "tool", "content": result},
+            answer,
+        ],
+        "meta": {"task": "agent", "key": request.key},
+    }

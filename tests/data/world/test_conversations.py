@@ -11,8 +11,8 @@ from onesitting.data.world.prompts import prompts
 from onesitting.data.world.scoring import Reply
 from onesitting.data.world.splits import split_of
 from onesitting.data.world.suite import SCORERS, reply_of
-from onesitting.data.world.tool_talk import lookup_in
-from onesitting.data.world.tools import call_tool, validate_call
+from onesitting.data.world.tools import call_tool, lookup_in
+from onesitting.tools.protocol import validate_call
 
 WORLD = World(0)
 N = 1500

@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 from onesitting.data.world import World
 from onesitting.data.world.calculator import ExpressionError, calculate
 from onesitting.data.world.calendar import counted_days, weekday_after
-from onesitting.data.world.tool_talk import lookup_in
-from onesitting.data.world.tools import TOOLS, call_tool, validate_call
+from onesitting.data.world.tools import TOOLS, call_tool, lookup_in
+from onesitting.tools.protocol import validate_call
 
 EXPRESSIONS = st.recursive(
     st.integers(0, 999).map(str),

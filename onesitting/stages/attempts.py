@@ -1,0 +1,290 @@
+"""Batches of attempts: from prompts to rewarded rollouts to tensors, for GRPO and PPO alike.
+
+A batch of attempts is a function of (weights, seed, number of the batch): resuming makes the same one again. It is cut
+into minibatches of whole groups, one for each optimizer step, and those into micro-batches of rows of similar length.
+
+Shapes: B rows, T tokens in a row, N sampled tokens of a batch, row after row.
+"""
+
+from collections.abc import Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Self
+
+import torch
+from torch import Tensor
+
+from onesitting.checkpoint import load_model
+from onesitting.config import RunConfig
+from onesitting.data.examples import IGNORED
+from onesitting.data.prompts import Prompt, Prompts, read_prompts
+from onesitting.data.world.splits import Split
+from onesitting.model.logprobs import token_logprobs
+from onesitting.model.transformer import Transformer
+from onesitting.rewards import Attempt, Batched, parse_terms, weighted_sum
+from onesitting.stages.next_token import rank_share
+from onesitting.stages.policy_loss import Aggregation, token_weights
+from onesitting.stages.rollout import RolloutSettings, Trajectory, rollout
+from onesitting.tokenizer.bpe import Tokenizer
+from onesitting.tools.process import ToolProcess
+from onesitting.tools.sandbox import Limits
+from onesitting.train import distributed
+from onesitting.train.device import DevicePlan
+
+THINKING = {"auto": None, "on": True, "off": False}
+
+
+@dataclass(frozen=True, kw_only=True)
+class RLBatch:
+    """A micro-batch of attempts.
+
+    tokens: (B, T) int64 inputs, padded at the right. targets: (B, T) int64, the next token where the model sampled it,
+    else IGNORED. All others are (N,) float32 over the sampled tokens: advantages, weights in the loss; old, reference:
+    log-probabilities of the policy that sampled (None: the present one) and of the model at the start (None: not
+    needed); values and returns (PPO).
+    """
+
+    tokens: Tensor
+    targets: Tensor
+    advantages: Tensor
+    weights: Tensor
+    old: Tensor | None = None
+    reference: Tensor | None = None
+    values: Tensor | None = None
+    returns: Tensor | None = None
+    n_units: int
+    n_tokens: int
+    statistics: dict[str, tuple[float, float]] = field(default_factory=dict[str, tuple[float, float]])
+    """Name -> (sum, count): facts about the whole batch of attempts, on the first micro-batch of its first step."""
+
+    @property
+    def rows(self) -> Tensor:
+        """(N,) int64, the row of each sampled token."""
+        return torch.nonzero(self.targets != IGNORED)[:, 0]
+
+    def to(self, device: torch.device) -> Self:
+        """The batch on a device."""
+        moved = {name: value.to(device) for name, value in vars(self).items() if isinstance(value, Tensor)}
+        return replace(self, **moved)
+
+
+@dataclass
+class Rewarded:
+    """Attempts of this process, group after group, with their rewards."""
+
+    trajectories: list[Trajectory]
+    rewards: list[float]
+    components: dict[str, list[float]]
+    samples: int
+    """Attempts in a group."""
+
+    def statistics(self, max_tokens: int) -> dict[str, tuple[float, float]]:
+        """Name -> (sum, count) for the metrics."""
+        n = len(self.trajectories)
+        groups = [self.rewards[i : i + self.samples] for i in range(0, n, self.samples)]
+        stds = [float(torch.tensor(group).std(correction=0)) for group in groups]
+        logprobs = [logprob for attempt in self.trajectories for logprob in attempt.logprobs]
+        results = [m for a in self.trajectories for m in a.messages if m["role"] == "tool"]
+        found = {
+            "reward": (sum(self.rewards), n),
+            "reward_std": (sum(stds), len(groups)),
+            "informative": (float(sum(std > 0 for std in stds)), len(groups)),
+            "attempt_tokens": (float(sum(a.n_sampled for a in self.trajectories)), n),
+            "stop_rate": (float(sum(a.stopped for a in self.trajectories)), n),
+            "entropy": (-sum(logprobs), len(logprobs)),
+            **{f"reward_{name}": (sum(values), n) for name, values in self.components.items()},
+        }
+        if results:
+            found["tool_calls"] = (float(len(results)), n)
+        return found
+
+
+class AttemptMaker:
+    """Makes, rewards and validates attempts for one stage."""
+
+    def __init__(
+        self,
+        cfg: RunConfig,
+        name: str,
+        tokenizer: Tokenizer,
+        plan: DevicePlan,
+        ranks: distributed.Ranks,
+        rewards: dict[str, Batched] | None = None,
+    ) -> None:
+        """Rewards: batched rewards under further names, such as a reward model."""
+        self.cfg, self.name, self.tokenizer, self.plan, self.ranks = cfg, name, tokenizer, plan, ranks
+        rl = cfg.rl
+        self.prompts: Prompts = read_prompts(rl.prompts, cfg.seed, cfg.corpus.max_bad_fraction)
+        self.terms = parse_terms(rl.rewards, rewards)
+        self.settings = RolloutSettings(
+            temperature=rl.temperature, max_tokens=rl.max_tokens, max_turns=rl.max_turns,
+            thinking=THINKING[rl.thinking],
+        )  # fmt: skip
+        limits = Limits(seconds=rl.tool_s, memory_mb=rl.tool_memory_mb)
+        self.tools = ToolProcess(self.prompts.tools, limits) if rl.max_turns > 1 else None
+
+    def make(self, model: Transformer, number: int) -> list[Rewarded]:
+        """This process's part of batch `number`: one entry a minibatch, made by the model as it is now."""
+        rl = self.cfg.rl
+        per_step = rl.prompts_per_batch // rl.minibatches
+        first, count = rank_share(per_step, self.ranks.rank, self.ranks.world)
+        mine = [
+            number * rl.prompts_per_batch + minibatch * per_step + first + i
+            for minibatch in range(rl.minibatches)
+            for i in range(count)
+        ]
+        prompts = [self.prompts.get("train", index) for index in mine for _ in range(rl.samples)]
+        indices = [index * rl.samples + sample for index in mine for sample in range(rl.samples)]
+        made = self.attempt(model, prompts, indices, self.settings, f"{self.cfg.seed}/{self.name}")
+        size = count * rl.samples
+        return [made_part(made, slice(i * size, (i + 1) * size)) for i in range(rl.minibatches)]
+
+    def attempt(
+        self,
+        model: Transformer,
+        prompts: Sequence[Prompt],
+        indices: Sequence[int],
+        settings: RolloutSettings,
+        seed: str,
+    ) -> Rewarded:
+        """One rewarded attempt at each prompt."""
+        with evaluating(model) as whole, self.plan.autocast():
+            done = rollout(
+                whole, self.tokenizer, prompts, settings, indices=indices, seed=seed, tools=self.tools
+            )
+        attempts = [self.judged(prompt, attempt) for prompt, attempt in zip(prompts, done, strict=True)]
+        rewards, components = weighted_sum(self.terms, attempts)
+        return Rewarded(done, rewards, components, self.cfg.rl.samples)
+
+    def judged(self, prompt: Prompt, attempt: Trajectory) -> Attempt:
+        """The attempt as rewards see it."""
+        return Attempt(
+            prompt=prompt.messages,
+            messages=attempt.messages,
+            reference=prompt.reference,
+            scorer=prompt.scorer,
+            n_tokens=attempt.n_sampled,
+            max_tokens=self.settings.max_tokens * self.settings.max_turns,
+            stopped=attempt.stopped,
+        )
+
+    def validate(self, model: Transformer) -> dict[str, float]:
+        """Mean greedy reward and its parts on held-out prompts, shared out among the processes."""
+        n_prompts = self.cfg.rl.eval_prompts
+        first, count = rank_share(n_prompts, self.ranks.rank, self.ranks.world)
+        done = self.greedy(model, "val", range(first, first + count))
+        sums = done.statistics(self.settings.max_tokens)
+        wanted = ["reward", "attempt_tokens", "stop_rate", *(f"reward_{term.name}" for term in self.terms)]
+        totals = {name: torch.tensor(sums[name][0]) for name in wanted}
+        totals = self.ranks.sum_tensors(totals)
+        return {name: float(total) / max(1, n_prompts) for name, total in totals.items()}
+
+    def greedy(self, model: Transformer, split: Split, indices: Sequence[int]) -> Rewarded:
+        """The most likely attempt at each of these prompts."""
+        prompts = [self.prompts.get(split, index) for index in indices]
+        return self.attempt(model, prompts, indices, replace(self.settings, temperature=0.0), "greedy")
+
+    def samples(self, model: Transformer) -> list[dict[str, Any]]:
+        """The first held-out prompts with the model's attempts and their rewards."""
+        done = self.greedy(model, "val", range(self.cfg.evaluation.samples))
+        return [
+            {
+                "prompt": self.tokenizer.decode(attempt.ids[: attempt.n_prompt]),
+                "text": self.tokenizer.decode(attempt.ids[attempt.n_prompt :], skip_special=False),
+                "seed": self.cfg.seed,
+                "finish_reason": "stop" if attempt.stopped else "length",
+                "reward": reward,
+            }
+            for attempt, reward in zip(done.trajectories, done.rewards, strict=True)
+        ]
+
+
+def made_part(made: Rewarded, part: slice) -> Rewarded:
+    """Some of the attempts."""
+    components = {name: values[part] for name, values in made.components.items()}
+    return Rewarded(made.trajectories[part], made.rewards[part], components, made.samples)
+
+
+@contextmanager
+def evaluating(model: Transformer) -> Any:
+    """The whole model in evaluation mode (no dropout); as it was afterwards."""
+    was_training = model.training
+    whole = distributed.unsharded(model)
+    whole.eval()
+    try:
+        yield whole
+    finally:
+        model.train(was_training)
+
+
+def make_batches(
+    trajectories: Sequence[Trajectory],
+    advantages: Sequence[Tensor],
+    *,
+    aggregation: Aggregation,
+    max_tokens: int,
+    micro_rows: int,
+    keep_zero: bool,
+    pad_id: int,
+) -> list[RLBatch]:
+    """Micro-batches of at most `micro_rows` attempts of similar length.
+
+    advantages: one tensor an attempt, for each of its sampled tokens. max_tokens: of an attempt, for `constant`.
+    keep_zero: also compute attempts whose advantages are all zero; without a divergence or a value to learn they have
+    no gradient, so that leaving them out saves time. They count as units in any case.
+    """
+    lengths = torch.tensor([attempt.n_sampled for attempt in trajectories])
+    weights = token_weights(lengths, aggregation, max_tokens)
+    written = [i for i, length in enumerate(lengths.tolist()) if length]
+    n_units = int(lengths.sum()) if aggregation == "token" else len(written)
+    kept = [i for i in written if keep_zero or bool((advantages[i] != 0).any())] or written[:1]
+    kept.sort(key=lambda i: len(trajectories[i].ids))
+    batches: list[RLBatch] = []
+    for start in range(0, len(kept), micro_rows):
+        part = kept[start : start + micro_rows]
+        tokens, targets = padded([trajectories[i] for i in part], pad_id)
+        batches.append(
+            RLBatch(
+                tokens=tokens,
+                targets=targets,
+                advantages=torch.cat([advantages[i].float() for i in part]),
+                weights=torch.repeat_interleave(weights[part], lengths[part]),
+                n_units=0 if batches else n_units,
+                n_tokens=sum(len(trajectories[i].ids) - 1 for i in part),
+            )
+        )
+    return batches
+
+
+def padded(trajectories: Sequence[Trajectory], pad_id: int) -> tuple[Tensor, Tensor]:
+    """(tokens (B, T), targets (B, T)) of attempts, padded at the right where nothing sees it."""
+    longest = max(len(attempt.ids) for attempt in trajectories) - 1
+    tokens = torch.full((len(trajectories), longest), pad_id, dtype=torch.int64)
+    targets = torch.full((len(trajectories), longest), IGNORED, dtype=torch.int64)
+    for row, attempt in enumerate(trajectories):
+        ids = torch.tensor(attempt.ids)
+        sampled = torch.tensor(attempt.sampled)
+        tokens[row, : len(ids) - 1] = ids[:-1]
+        targets[row, : len(ids) - 1] = torch.where(sampled[1:], ids[1:], IGNORED)
+    return tokens, targets
+
+
+def sampled_hidden(model: Transformer, batch: RLBatch) -> Tensor:
+    """(N, d_model) hidden states from which the sampled tokens were predicted."""
+    return model.hidden(batch.tokens)[batch.targets != IGNORED]
+
+
+def sampled_logprobs(model: Transformer, batch: RLBatch, hidden: Tensor, temperature: float) -> Tensor:
+    """(N,) float32 log-probabilities of the sampled tokens at the temperature that they were sampled with."""
+    targets = batch.targets[batch.targets != IGNORED]
+    return token_logprobs(hidden, model.output_weight, targets, temperature)
+
+
+def load_reference(start: Path | None, plan: DevicePlan) -> Transformer:
+    """The frozen model that the stage started with."""
+    assert start is not None, "a stage of reinforcement learning starts from a model"
+    reference = load_model(start, plan.torch_device)
+    for parameter in reference.parameters():
+        parameter.requires_grad_(False)
+    return reference

@@ -1,0 +1,1 @@
+"""Tools that a model may call: what they are (`protocol`), and where they run (`process`, `sandbox`)."""
