@@ -75,7 +75,7 @@ class PolicyConfig:
 
     @property
     def step_tokens(self) -> int:
-        """See `step_tokens` of this file."""
+        """Not a setting either: `config.step_tokens` knows the most there can be."""
         return 0
 
     @property

@@ -124,10 +124,7 @@ def test_run_is_named_after_its_recipe(tmp_path: Path):
         ("[model]\nnorm = 'batch'\n", "line 2: model.norm = 'batch': one of rms, layer expected"),
         ("[model]\nbias = 'true'\n", "line 2: model.bias = 'true': true or false expected"),
         ("[optim]\nmatrix_lr = nan\n", "line 2: optim.matrix_lr = nan: a number expected"),
-        (
-            "stages = ['pretrain', 'dpo2']\n",
-            "line 1: stages = 'dpo2': one of pretrain, sft",
-        ),
+        ("stages = ['pretrain', 'dpo2']\n", "line 1: stages = 'dpo2': one of pretrain, sft"),
         ("optim = 3\n", "line 1: 'optim' is a section, not a setting; its settings are optim.matrix_lr"),
         ("seed = \n", "not valid TOML: Invalid value (at line 1"),
     ],

@@ -8,6 +8,7 @@ with the ratio of present to sampling probabilities, both at the sampling temper
 step on a batch of attempts.
 """
 
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ import torch
 from torch import Tensor
 
 from onesitting.config import RunConfig
+from onesitting.model.lora import disabled
 from onesitting.model.transformer import Transformer
 from onesitting.rewards import Batched
 from onesitting.stages.attempts import (
@@ -54,7 +56,10 @@ class GRPOStage:
         self.row_length = cfg.model.context_length
         self.n_rows = rl.prompts_per_batch * rl.samples // rl.minibatches
         self.maker = AttemptMaker(cfg, self.name, tokenizer, plan, ranks, rewards)
-        self.reference = load_reference(start, plan) if rl.kl_weight > 0 else None
+        needs_copy = (
+            rl.kl_weight > 0 and not cfg.lora.rank
+        )  # with an adapter, disabling it gives the reference
+        self.reference = load_reference(start, plan) if needs_copy else None
         self.held: tuple[int, list[list[RLBatch]]] = (-1, [])
 
     def next_batches(self, model: Transformer, step: int, row_length: int) -> list[RLBatch]:
@@ -94,16 +99,19 @@ class GRPOStage:
         )  # fmt: skip
         if self.cycle > 1:
             batches = [replace(b, old=self.fixed_logprobs(model, b)) for b in batches]
-        if self.reference is not None:
-            batches = [replace(b, reference=self.fixed_logprobs(self.reference, b)) for b in batches]
+        if rl.kl_weight > 0:
+            with nullcontext() if self.reference is not None else disabled(model):
+                reference = self.reference or model
+                batches = [replace(b, reference=self.fixed_logprobs(reference, b)) for b in batches]
         return batches
 
     def fixed_logprobs(self, model: Transformer, batch: RLBatch) -> Tensor:
-        """(N,) log-probabilities by a model, without gradient; by the same kernels as in training."""
+        """(N,) log-probabilities by a model, without gradient."""
         batch = batch.to(self.plan.torch_device)
-        with torch.no_grad(), self.plan.autocast():
+        # Under no_grad other kernels run, and the first ratio would be 1 + 1e-6: the graph is made and dropped.
+        with self.plan.autocast():
             hidden = sampled_hidden(model, batch)
-            return sampled_logprobs(model, batch, hidden, self.cfg.rl.temperature)
+            return sampled_logprobs(model, batch, hidden, self.cfg.rl.temperature).detach()
 
     def max_steps(self) -> int | None:
         """No limit: prompts are given again."""

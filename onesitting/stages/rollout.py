@@ -89,10 +89,10 @@ def rollout(
         )
         for i, completion in zip(active, done, strict=True):
             _take(found[i], completion, settings)
-            is_last = turn + 1 == settings.max_turns
-            if tools is None or is_last or not found[i].stopped or not found[i].messages[-1]["tool_calls"]:
-                found[i].goes_on = False
-            else:
+            calls = found[i].messages[-1]["tool_calls"]
+            ended_turn = completion.stop_id == tokenizer.im_end_id
+            found[i].goes_on = bool(calls) and ended_turn and turn + 1 < settings.max_turns
+            if found[i].goes_on and tools is not None:
                 _answer_calls(found[i], tokenizer, settings, tools, model.cfg.context_length)
     return found
 

@@ -1,0 +1,96 @@
+"""Prompts with answers that can be checked: from the world and from files."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from onesitting.data.prompts import prompt_of, read_prompts
+from onesitting.data.world.scoring import Reply
+from onesitting.data.world.suite import SCORERS
+from onesitting.errors import UserError
+
+
+def write(path: Path, records: list[object]) -> str:
+    path.write_text("".join(json.dumps(record) + "\n" for record in records))
+    return str(path)
+
+
+def test_a_record_of_gsm8k_has_the_number_behind_the_marks_as_its_answer():
+    prompt = prompt_of({"question": "How many?", "answer": "3 * 400 = 1200.\n#### 1,200"})
+    assert prompt.messages == [{"role": "user", "content": "How many?"}]
+    assert (prompt.scorer, prompt.reference) == ("number", {"answer": "1200"})
+
+
+def test_a_record_of_messages_brings_its_own_scorer_and_reference():
+    messages = [{"role": "user", "content": "Colour?"}]
+    prompt = prompt_of({"messages": messages, "reference": "blue"})
+    assert SCORERS[prompt.scorer](Reply("It is blue."), prompt.reference).correct
+    prompt = prompt_of({"messages": messages, "reference": {"exact": "Blue"}, "scorer": "instruction"})
+    assert not SCORERS[prompt.scorer](Reply("blue"), prompt.reference).correct
+
+
+@pytest.mark.parametrize(
+    ("record", "problem"),
+    [
+        ([], "not an object"),
+        ({"question": "?"}, "without an answer"),
+        ({"text": "?"}, "neither"),
+        ({"messages": [{"role": "user", "content": "?"}], "reference": 3}, "neither text nor an object"),
+        (
+            {"messages": [{"role": "user", "content": "?"}], "reference": "x", "scorer": "guess"},
+            "no scorer 'guess'",
+        ),
+    ],
+)
+def test_a_bad_record_is_refused_with_what_is_wrong(record: object, problem: str):
+    with pytest.raises(ValueError, match=problem):
+        prompt_of(record)
+
+
+def test_bad_records_above_the_limit_end_with_file_and_line(tmp_path: Path):
+    spec = write(tmp_path / "p.jsonl", [{"question": "?", "answer": "1"}, {"text": "?"}])
+    with pytest.raises(UserError, match=r"p\.jsonl:2"):
+        read_prompts((spec,), 0)
+
+
+def test_each_pass_over_a_file_holds_every_training_prompt_once_and_no_validation_prompt(tmp_path: Path):
+    spec = write(tmp_path / "p.jsonl", [{"question": f"What is {i}?", "answer": str(i)} for i in range(60)])
+    prompts = read_prompts((spec,), 3)
+    (source,) = prompts.sources
+    n_train, n_val = len(source.by_split["train"]), len(source.by_split["val"])  # pyright: ignore
+    assert n_train + n_val == 60
+    assert n_val > 0
+    asked = [prompts.get("train", i).messages[0]["content"] for i in range(2 * n_train)]
+    assert len(set(asked[:n_train])) == n_train
+    assert set(asked[:n_train]) == set(asked[n_train:])
+    assert asked[:n_train] != asked[n_train:]
+    held_out = {prompts.get("val", i).messages[0]["content"] for i in range(n_val)}
+    assert not held_out & set(asked)
+
+
+def test_sources_take_turns(tmp_path: Path):
+    spec = write(tmp_path / "p.jsonl", [{"question": "mine?", "answer": "1"}])
+    prompts = read_prompts(("world:arithmetic", spec), 0)
+    assert prompts.get("train", 0).messages[0]["content"] != "mine?"
+    assert prompts.get("train", 1).messages[0]["content"] == "mine?"
+
+
+@pytest.mark.parametrize("task", ["arithmetic", "tools", "facts", "agent"])
+def test_prompts_of_one_task_are_pure_and_their_oracle_is_right(task: str):
+    from onesitting.data.world import World
+    from onesitting.data.world.prompts import prompt
+    from onesitting.data.world.suite import reply_of
+
+    world = World(0)
+    for index in range(20):
+        found = prompt(world, "train", index, task)
+        assert found == prompt(world, "train", index, task)
+        assert found["meta"]["task"] == task
+        last = found["oracle"][-1] if task == "agent" else found["oracle"]
+        assert SCORERS[found["scorer"]](reply_of(last), found["reference"]).correct
+
+
+def test_an_unknown_task_of_the_world_is_refused():
+    with pytest.raises(UserError, match=r"no task 'sums'; use stories, .*agent"):
+        read_prompts(("world:sums",), 0)

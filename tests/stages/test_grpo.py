@@ -1,0 +1,215 @@
+"""GRPO through the real engine, rewards and loop: contracts 1, 3, 7, 14 and 15."""
+
+import dataclasses
+import os
+import signal
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from rl_maker import config, device_plan, memorised, random_model
+from torch import Tensor
+
+from onesitting.checkpoint import save_model
+from onesitting.config import RunConfig
+from onesitting.model.transformer import Transformer
+from onesitting.runlog import RunFolder, read_jsonl
+from onesitting.stages.attempts import Rewarded, RLBatch, make_batches
+from onesitting.stages.grpo import GRPOStage
+from onesitting.stages.rollout import Trajectory
+from onesitting.train import distributed
+from onesitting.train.budget import StepTarget
+from onesitting.train.loop import FitSettings, fit
+from onesitting.train.signals import Interrupted
+
+TOKENIZER = memorised()[1]
+
+
+def make_stage(
+    cfg: RunConfig, start: Path | None = None, ranks: distributed.Ranks | None = None
+) -> GRPOStage:
+    return GRPOStage(cfg, TOKENIZER, device_plan(cfg), ranks or distributed.Ranks(), start)
+
+
+def gradient(stage: GRPOStage, model: Transformer, batches: list[RLBatch]) -> tuple[float, Tensor]:
+    """(loss, flat gradient), the sums divided by the number of units as the loop does it."""
+    model.zero_grad()
+    n_units = sum(batch.n_units for batch in batches)
+    loss = 0.0
+    for batch in batches:
+        part, _ = stage.loss_sum(model, batch)
+        (part / n_units).backward()
+        loss += float(part.detach()) / n_units
+    grads = [p.grad if p.grad is not None else torch.zeros_like(p) for p in model.parameters()]
+    return loss, torch.cat([grad.flatten() for grad in grads])
+
+
+@pytest.mark.parametrize("epochs", [1, 2])
+@pytest.mark.parametrize("temperature", [0.6, 1.0])
+def test_the_ratio_is_exactly_one_before_the_first_update(epochs: int, temperature: float):
+    cfg = config(TOKENIZER, epochs=epochs, temperature=temperature)
+    stage, model = make_stage(cfg), random_model(TOKENIZER)
+    batches = stage.next_batches(model, 0, 256)
+    for batch in batches:
+        _, sums = stage.loss_sum(model, batch)
+        assert float(sums["approx_kl"]) == 0.0
+        assert float(sums["clip_fraction"]) == 0.0
+
+
+@pytest.mark.parametrize("temperature", [0.5, 1.0, 2.0])
+def test_log_probabilities_of_the_engine_and_of_training_agree_at_the_sampling_temperature(
+    temperature: float,
+):
+    cfg = config(TOKENIZER, epochs=2, temperature=temperature, kl_weight=0.0)
+    stage, model = make_stage(cfg), random_model(TOKENIZER)
+    (part,) = stage.maker.make(model, 0)
+    each = [torch.ones(attempt.n_sampled) for attempt in part.trajectories]
+    batches = make_batches(
+        part.trajectories, each, aggregation="token", max_tokens=12, micro_rows=100, keep_zero=True, pad_id=0
+    )
+    trained = torch.cat([stage.fixed_logprobs(model, batch) for batch in batches])
+    order = sorted(range(len(part.trajectories)), key=lambda i: len(part.trajectories[i].ids))
+    engine = torch.tensor([logprob for i in order for logprob in part.trajectories[i].logprobs])
+    assert torch.allclose(trained, engine, atol=1e-4)
+
+
+def test_groups_with_equal_rewards_give_no_gradient():
+    cfg = config(TOKENIZER, rewards=("scorer",))
+    stage, model = make_stage(cfg), random_model(TOKENIZER)
+    (part,) = stage.maker.make(model, 0)
+    assert set(part.rewards) == {0.0}, "an untrained model solves no sum"
+    loss, grads = gradient(stage, model, stage.micro_batches(model, part))
+    assert loss == 0.0
+    assert float(grads.abs().max()) == 0.0
+
+
+@pytest.mark.parametrize("aggregation", ["token", "sequence", "constant"])
+def test_loss_and_gradient_are_independent_of_the_micro_batch_split(aggregation: str):
+    model = random_model(TOKENIZER)
+    found: list[tuple[float, Tensor]] = []
+    for rows in (1, 3, 8):
+        cfg = config(TOKENIZER, grpo={"micro_batch_rows": rows, "aggregation": aggregation})
+        stage = make_stage(cfg)
+        batches = stage.next_batches(model, 0, 256)
+        n_rows = sum(len(batch.tokens) for batch in batches)
+        assert n_rows >= 4, "a group without a difference is left out"
+        assert len(batches) == -(-n_rows // rows)
+        found.append(gradient(stage, model, batches))
+    for loss, grads in found[:2]:
+        assert loss == pytest.approx(found[2][0], rel=1e-5, abs=1e-7)
+        assert torch.allclose(grads, found[2][1], atol=1e-6)
+        assert float(grads.abs().max()) > 1e-4
+
+
+def test_the_gradient_equals_the_policy_gradient_worked_out_from_full_logits():
+    model, temperature = random_model(TOKENIZER), 0.7
+    cfg = config(TOKENIZER, temperature=temperature, grpo={"aggregation": "sequence"})
+    stage = make_stage(cfg)
+    (part,) = stage.maker.make(model, 0)
+    _, grads = gradient(stage, model, stage.micro_batches(model, part))
+    rewards = torch.tensor(part.rewards, dtype=torch.float64).view(-1, 4)
+    advantages = (rewards - rewards.mean(1, keepdim=True)) / rewards.std(1, correction=0, keepdim=True)
+    model.zero_grad()
+    total = torch.zeros(())
+    for attempt, advantage in zip(part.trajectories, advantages.flatten().tolist(), strict=True):
+        ids = torch.tensor([attempt.ids])
+        logp = (model(ids[:, :-1])[0] / temperature).log_softmax(-1)
+        taken = logp[range(ids.shape[1] - 1), ids[0, 1:]][attempt.n_prompt - 1 :]
+        total = total - advantage * taken.mean() / len(part.trajectories)
+    total.backward()
+    expected = torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None])
+    assert torch.allclose(grads, expected, atol=1e-6)
+
+
+def test_the_divergence_from_the_start_is_zero_at_the_start_and_pulls_back_later(tmp_path: Path):
+    start = random_model(TOKENIZER)
+    save_model(tmp_path / "start", start, TOKENIZER)
+    cfg = config(TOKENIZER, rewards=("scorer",), kl_weight=1.0)
+    stage, model = make_stage(cfg, tmp_path / "start"), random_model(TOKENIZER)
+    batches = stage.next_batches(model, 0, 256)
+    assert sum(float(stage.loss_sum(model, batch)[1]["kl"]) for batch in batches) == pytest.approx(
+        0.0, abs=1e-6
+    )
+    with torch.no_grad():
+        model.output_weight.add_(torch.randn(model.output_weight.shape, generator=torch.Generator()) * 0.05)
+    batches = stage.next_batches(model, 1, 256)
+    before, grads = gradient(stage, model, batches)
+    assert before > 0
+    with torch.no_grad():
+        flat = torch.cat([p.flatten() for p in model.parameters()]) - 0.05 * grads / grads.norm()
+        at = 0
+        for p in model.parameters():
+            p.copy_(flat[at : at + p.numel()].view_as(p))
+            at += p.numel()
+    assert gradient(stage, model, batches)[0] < before
+
+
+def test_attempts_without_a_sampled_token_teach_nothing_and_are_no_nan():
+    empty = Trajectory(ids=[1, 2, 3], n_prompt=3, sampled=[False] * 3)
+    one = Trajectory(ids=[1, 2, 3], n_prompt=2, sampled=[False, False, True], logprobs=[-1.0])
+    arguments: dict[str, Any] = {"max_tokens": 5, "micro_rows": 2, "keep_zero": False, "pad_id": 0}
+    assert make_batches([empty], [torch.zeros(0)], aggregation="sequence", **arguments) == []
+    (batch,) = make_batches(
+        [empty, one], [torch.zeros(0), torch.ones(1)], aggregation="sequence", **arguments
+    )
+    assert batch.n_units == 1
+    assert len(batch.tokens) == 1
+    statistics = Rewarded([empty], [0.0], {}, 1).statistics(5)
+    assert statistics["entropy"] == (0, 0)
+
+
+class Stopping(GRPOStage):
+    """Asks for a stop, as SIGTERM would, while step `stop_at` computes; remembers what was attempted."""
+
+    stop_at = -1
+
+    def next_batches(self, model: Transformer, step: int, row_length: int) -> list[RLBatch]:
+        if step == self.stop_at:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return super().next_batches(model, step, row_length)
+
+
+def train(place: Path, cfg: RunConfig, stop_at: int = -1) -> Transformer:
+    """One fit() of ten steps from the same weights."""
+    stage = Stopping(cfg, TOKENIZER, device_plan(cfg), distributed.Ranks(), None)
+    stage.stop_at = stop_at
+    model = random_model(TOKENIZER)
+    tokens = 8 * stage.row_length * stage.n_rows
+    target = StepTarget(
+        cfg.grpo, tokens=tokens, row_length=stage.row_length, n_rows=stage.n_rows, evaluate_every=0.5
+    )
+    fit(
+        stage, model, FitSettings(target=target, lr_scale=0.5), cfg=cfg, folder=RunFolder(place).stage("grpo"),
+        plan=device_plan(cfg), ranks=distributed.Ranks(),
+    )  # fmt: skip
+    return model
+
+
+def test_resume_in_the_middle_of_a_batch_of_attempts_equals_never_stopping_bit_for_bit(tmp_path: Path):
+    cfg = config(TOKENIZER, minibatches=2, epochs=2)
+    whole = train(tmp_path / "whole", cfg)
+    with pytest.raises(Interrupted, match="interrupted at step 8"):
+        train(tmp_path / "cut", cfg, stop_at=5)
+    resumed = train(tmp_path / "cut", cfg)
+    lines = [
+        [
+            {k: v for k, v in r.items() if not k.endswith("_s")}
+            for r in read_jsonl(tmp_path / name / "grpo/metrics.jsonl")
+        ]
+        for name in ("whole", "cut")
+    ]
+    assert lines[0] == lines[1]
+    steps = [line for line in lines[0] if "loss" in line]
+    assert [line["step"] for line in steps if "reward" in line] == [1, 5], "attempts are made once a batch"
+    assert any(line["approx_kl"] > 0 for line in steps)
+    for name, parameter in whole.named_parameters():
+        assert torch.equal(parameter, resumed.get_parameter(name)), name
+
+
+def test_a_rewarded_length_changes_the_attempts(tmp_path: Path):
+    cfg = config(TOKENIZER, prompts_per_batch=8, rewards=("length",))
+    train(tmp_path, dataclasses.replace(cfg, evaluation=dataclasses.replace(cfg.evaluation, samples=0)))
+    rewards = [r["reward"] for r in read_jsonl(tmp_path / "grpo/metrics.jsonl") if "reward" in r]
+    assert len(rewards) == 8
+    assert sum(rewards[-2:]) > sum(rewards[:2]) + 0.2

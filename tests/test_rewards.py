@@ -1,0 +1,101 @@
+"""Rewards: what each function says of attempts, and their weighted sum."""
+
+from typing import Any
+
+import pytest
+
+from onesitting.errors import UserError
+from onesitting.rewards import REWARDS, Attempt, parse_terms, unit_test, weighted_sum
+from onesitting.tools.sandbox import Limits
+
+CALL = {"type": "function", "function": {"name": "calculator", "arguments": {"expression": "2 + 3"}}}
+BROKEN = {"type": "invalid", "text": "{", "error": "not JSON"}
+
+
+def attempt(content: str = "", **more: Any) -> Attempt:
+    message = {"role": "assistant", "content": content, "tool_calls": [], "reasoning_content": None}
+    message |= {key: more.pop(key) for key in ("tool_calls", "reasoning_content") if key in more}
+    before = more.pop("before", [])
+    return Attempt(prompt=[{"role": "user", "content": "?"}], messages=[*before, message], **more)
+
+
+def tool(result: str) -> dict[str, str]:
+    return {"role": "tool", "content": result}
+
+
+@pytest.mark.parametrize(
+    ("name", "given", "value"),
+    [
+        ("exact", attempt(" Blue  cat ", reference={"answer": "blue cat"}), 1.0),
+        ("exact", attempt("a blue cat", reference={"accepted": ["blue cat"]}), 0.0),
+        ("numeric", attempt("3 + 4 is 7. So 1,007.50", reference={"answer": "1007.5"}), 1.0),
+        ("numeric", attempt("It is 7, not 8.", reference={"answer": "7"}), 0.0),
+        ("numeric", attempt("none", reference={"answer": "7"}), 0.0),
+        ("scorer", attempt("That makes 85.", reference={"answer": "85"}, scorer="number"), 1.0),
+        ("scorer", attempt("It is green.", reference={"accepted": ["blue"]}), 0.0),
+        ("stopped", attempt("x", stopped=False), 0.0),
+        ("well_formed", attempt("x"), 1.0),
+        ("well_formed", attempt("x", stopped=False), 0.0),
+        ("well_formed", attempt("", tool_calls=[CALL]), 1.0),
+        ("well_formed", attempt("", tool_calls=[BROKEN]), 0.0),
+        ("well_formed", attempt(""), 0.0),
+        ("thought", attempt("7", reasoning_content="3 + 4"), 1.0),
+        ("thought", attempt("7", reasoning_content=""), 0.0),
+        ("thought", attempt("", reasoning_content="3 + 4 never ends"), 0.0),
+        ("length", attempt("x", n_tokens=25, max_tokens=100), 0.75),
+        ("overlong", attempt("x", n_tokens=80, max_tokens=100), 0.0),
+        ("overlong", attempt("x", n_tokens=90, max_tokens=100), -0.5),
+        ("overlong", attempt("x", n_tokens=100, max_tokens=100), -1.0),
+        ("tool_success", attempt("5", before=[{"role": "assistant", "tool_calls": [CALL]}, tool("5")]), 1.0),
+        ("tool_success", attempt("?", before=[tool("error: no"), tool("5")]), 0.5),
+        ("tool_success", attempt("5"), 0.0),
+    ],
+)
+def test_a_reward_says_what_its_docstring_says(name: str, given: Attempt, value: float):
+    assert REWARDS[name](given) == pytest.approx(value)
+
+
+TESTS = {"tests": "assert double(2) == 4\nassert double(-1) == -2"}
+
+
+@pytest.mark.parametrize(
+    ("code", "value"),
+    [
+        ("Here:\n```python\ndef double(x):\n    return 2 * x\n```\nDone.", 1.0),
+        ("def double(x):\n    return x + 2", 0.0),
+        ("def double(x:", 0.0),
+        ("import sys\nsys.exit(0)", 0.0),
+        ("print('passed')\nraise SystemExit", 0.0),
+    ],
+)
+def test_code_is_rewarded_if_it_passes_its_tests_in_the_sandbox(code: str, value: float):
+    assert unit_test(attempt(code, reference=TESTS), Limits(seconds=30)) == value
+
+
+def test_code_that_never_ends_gets_nothing():
+    assert unit_test(attempt("while True: pass", reference=TESTS), Limits(seconds=1)) == 0.0
+
+
+def test_the_sum_is_weighted_and_its_parts_are_not():
+    attempts = [
+        attempt("85", reference={"answer": "85"}, scorer="number"),
+        attempt("84", reference={"answer": "85"}, scorer="number", stopped=False),
+    ]
+    model = {"judge": lambda many: [2.0 * len(one.content) for one in many]}
+    terms = parse_terms(("scorer", "stopped=0.5", "judge=0.1"), model)
+    totals, parts = weighted_sum(terms, attempts)
+    assert totals == pytest.approx([1 + 0.5 + 0.4, 0.4])
+    assert parts == {"scorer": [1.0, 0.0], "stopped": [1.0, 0.0], "judge": [4.0, 4.0]}
+
+
+@pytest.mark.parametrize(
+    ("texts", "message"),
+    [
+        (("scorr",), "no reward 'scorr'; use scorer"),
+        (("scorer=x",), "a number behind the ="),
+        ((), "is empty"),
+    ],
+)
+def test_a_wrong_reward_is_refused(texts: tuple[str, ...], message: str):
+    with pytest.raises(UserError, match=message):
+        parse_terms(texts)
