@@ -11,6 +11,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import get_args
 
+from onesitting.budgets import parse_end_moves
 from onesitting.config import SHARED_SECTIONS, ModelConfig, RunConfig, StageName, stage_config, step_tokens
 from onesitting.errors import UserError
 
@@ -136,6 +137,8 @@ def check_config(cfg: RunConfig) -> None:
     check_model(cfg.model)
     _check_vocabulary(cfg)
     _check_rows(cfg)
+    for stage in (cfg.pretrain, cfg.sft):
+        parse_end_moves(stage.end_moves)
     _check_data(cfg)
     _check_rl(cfg)
     _check_places(cfg)

@@ -26,7 +26,7 @@ class CorpusConfig:
     hub_split: str = "train"
     """Split of a hub dataset."""
     world_mb: float = 16.0
-    """Megabytes of text that the synthetic world writes, when it is the source."""
+    """Megabytes of text that the synthetic world writes, when it is the source; 0: enough for the budget."""
     world_pairs: int = 3000
     """Preference pairs that the synthetic world writes, when it is the source of preferences."""
     val_fraction: float = 0.005

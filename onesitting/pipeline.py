@@ -16,6 +16,7 @@ from typing import Any, TypeVar
 import torch
 from rich.console import Console
 
+from onesitting.budgets import parse_budget
 from onesitting.checkpoint import load_model, save_adapter, save_model
 from onesitting.checks import check_config
 from onesitting.clock import CLOSING_S, Clock
@@ -30,14 +31,13 @@ from onesitting.evaluation.suite import Mode, TaskResult, run_suite
 from onesitting.model.flops import count_parameters, flops_per_token
 from onesitting.model.lora import adapter_in_use, add_adapter, merge, n_adapter_parameters
 from onesitting.model.transformer import Transformer
-from onesitting.run_settings import check_end_moves, claim, own_budget, total_seconds, with_stage
+from onesitting.run_settings import claim, own_budget, total_seconds, with_stage
 from onesitting.runlog import RunFolder, StageFolder, write_atomic
 from onesitting.stages.make import PipelineStage, StageInputs, make_stage
 from onesitting.start import start_folder, with_start_model
 from onesitting.tokenizer.bpe import Tokenizer, train_tokenizer
 from onesitting.train import distributed
 from onesitting.train.budget import StepTarget
-from onesitting.train.budget_text import parse_budget
 from onesitting.train.device import DevicePlan, detect, plan_device
 from onesitting.train.limit import measure_matrix_limit
 from onesitting.train.loop import FitSettings, fit
@@ -61,7 +61,6 @@ def run_pipeline(cfg: RunConfig, recipe: str, only: tuple[str, ...] = ()) -> Pat
     """
     cfg = with_start_model(with_stage(cfg, only))
     check_config(cfg)
-    check_end_moves(cfg)
     ranks = distributed.init(cfg.device)
     try:
         run = Run(cfg, only, ranks)

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import torch
 
+from onesitting.budgets import parse_budget
 from onesitting.checks import check_config
 from onesitting.clock import CLOSING_S
 from onesitting.config import ModelConfig, RunConfig, StageConfig, stage_config, step_tokens
@@ -27,7 +28,6 @@ from onesitting.plan_speed import measure_speed, predict_speed
 from onesitting.plan_text import show_plan
 from onesitting.runlog import RunFolder
 from onesitting.start import with_start_model
-from onesitting.train.budget_text import parse_budget
 from onesitting.train.device import DevicePlan, plan_device
 from onesitting.train.hardware import detect
 from onesitting.train.limit import measure_matrix_limit

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from onesitting import settings as st
+from onesitting.budgets import parse_budget, world_mb
 from onesitting.config import RunConfig
 from onesitting.errors import UserError
 from onesitting.runlog import CONFIG_FILE, write_atomic
@@ -126,6 +127,8 @@ def resolve(recipe: Mapping[str, Any], overrides: Mapping[str, Any] | None = Non
     flat = {name: setting.default for name, setting in st.settings().items()}
     flat |= {name: _checked(name, value, text=False) for name, value in flatten(recipe).items()}
     flat |= {name: _checked(name, value, text=True) for name, value in flatten(overrides or {}).items()}
+    if flat["corpus.world_mb"] == 0:
+        flat["corpus.world_mb"] = world_mb(parse_budget(flat["budget"]))
     top = {name: value for name, value in flat.items() if "." not in name}
     for section in filter(None, st.sections()):
         values = {

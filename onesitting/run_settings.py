@@ -5,11 +5,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import get_args
 
+from onesitting.budgets import Budget, parse_budget
 from onesitting.config import SHARED_SECTIONS, RunConfig, StageName, stage_config
 from onesitting.errors import UserError
 from onesitting.recipe import flat_values, load_recipe, resolve, write_config
 from onesitting.runlog import RunFolder
-from onesitting.train.budget_text import Budget, parse_budget, parse_end_moves
 
 MAY_CHANGE = (
     "log.",
@@ -31,12 +31,6 @@ def own_budget(cfg: RunConfig, stage: str) -> Budget | None:
     """The budget of a stage that was added to a run; None for one that shares the run's."""
     text = stage_config(cfg, stage).budget if stage in get_args(StageName) else ""
     return parse_budget(text) if text else None
-
-
-def check_end_moves(cfg: RunConfig) -> None:
-    """Refuse a wrong `end_moves` before anything runs."""
-    for stage in cfg.stages:
-        parse_end_moves(getattr(stage_config(cfg, stage), "end_moves", ()))
 
 
 def total_seconds(cfg: RunConfig) -> float | None:

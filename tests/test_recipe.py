@@ -214,3 +214,11 @@ def test_written_config_explains_every_setting(tmp_path: Path):
     text = (tmp_path / "config.toml").read_text(encoding="utf-8")
     tomllib.loads(text)
     assert "matrix_lr = 0.02  # Muon's peak learning rate" in text
+
+
+@pytest.mark.parametrize(
+    ("budget", "mb"), [("5m", 16.0), ("1h", 192.0), ("20s", 4.0), ("10h", 256.0), ("tokens=10M", 40.0)]
+)
+def test_the_world_of_the_demo_grows_with_the_budget(budget: str, mb: float) -> None:
+    assert resolve(load_recipe("demo"), {"budget": budget}).corpus.world_mb == mb
+    assert resolve(load_recipe("demo"), {"budget": budget, "corpus.world_mb": "3"}).corpus.world_mb == 3.0

@@ -148,10 +148,15 @@ def validation_loss(
         part = slice(first, first + rows)
         nats += float(loss_of(x[part].to(options.device), y[part].to(options.device))) * rows * context
     for row in range(whole - whole % rows, whole):
-        nats += float(loss_of(x[row : row + 1].to(options.device), y[row : row + 1].to(options.device))) * context
+        nats += (
+            float(loss_of(x[row : row + 1].to(options.device), y[row : row + 1].to(options.device))) * context
+        )
     rest = n - whole * context
     if rest > 1:
-        a, b = torch.from_numpy(ids[whole * context : -1])[None], torch.from_numpy(ids[whole * context + 1 :])[None]
+        a, b = (
+            torch.from_numpy(ids[whole * context : -1])[None],
+            torch.from_numpy(ids[whole * context + 1 :])[None],
+        )
         nats += float(loss_of(a.to(options.device), b.to(options.device))) * rest
         whole_targets = n
     else:

@@ -16,8 +16,8 @@ With tokens, everything is known from the start. With seconds:
 from dataclasses import asdict, dataclass, field
 from typing import Any, Protocol
 
+from onesitting.budgets import parse_end_moves
 from onesitting.train import schedule
-from onesitting.train.budget_text import parse_end_moves
 
 TOO_LATE = 0.015
 """Predicted overrun, as a fraction of the budget, above which a fixed end is moved; the promise is 2 %."""

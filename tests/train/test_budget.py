@@ -8,9 +8,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from onesitting.budgets import Budget, parse_budget, parse_end_moves
 from onesitting.errors import UserError
 from onesitting.train.budget import StepTarget
-from onesitting.train.budget_text import Budget, parse_budget, parse_end_moves
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""Budgets and moved ends as people write them.
+"""Budgets and moved ends as people write them, and what follows from a budget alone.
 
 parse_budget("1h30m") -> Budget(seconds=5400);  parse_budget("tokens=20M") -> Budget(tokens=20_000_000)
 parse_end_moves(["1200:1310"]) -> {1200: 1310}
@@ -49,6 +49,15 @@ def parse_budget(text: str) -> Budget:
     if seconds <= 0:
         raise UserError(f"budget = {text!r}: the time must be more than 0")
     return Budget(seconds=seconds)
+
+
+def world_mb(budget: Budget) -> float:
+    """Megabytes that the synthetic world writes for a budget: more than a small model on a processor reads in it.
+
+    16 MB for five minutes (written in seconds), between 4 and 256; four bytes for each token of a budget in tokens.
+    """
+    mb = budget.seconds / 300 * 16 if budget.seconds is not None else (budget.tokens or 0) * 4e-6
+    return round(min(256.0, max(4.0, mb)), 1)
 
 
 def parse_end_moves(texts: Sequence[str]) -> dict[int, int]:
