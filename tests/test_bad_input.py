@@ -57,7 +57,7 @@ CASES: dict[str, tuple[Case, str]] = {
     "budget in words": (setting("--budget", "soon"), "budget = 'soon'"),
     "budget without unit": (setting("--budget", "90"), "did you mean '90s'"),
     "budget of nothing": (setting("--budget", "0s"), "must be more than 0"),
-    "end that moves backwards": (setting("--pretrain.tokens", "9000", "--pretrain.end_moves", "9:3"), "end_moves has .9:3"),
+    "end that moves backwards": (setting("--pretrain.end_moves", "9:3"), "end_moves has .9:3"),
     "vocabulary too small": (setting("--tokenizer.vocab_size", "100"), "tokenizer.vocab_size = 100"),
     "vocabulary too large": (setting("--tokenizer.vocab_size", "9000000"), "tokenizer.vocab_size"),
     "embedding smaller than the tokenizer": (setting("--model.vocab_size", "300"), "model.vocab_size"),

@@ -19,7 +19,7 @@ def run_bench(argv: list[str]) -> None:
     """`bench WHAT …`; raises UserError for a WHAT that does not exist."""
     what, rest = (argv[0], argv[1:]) if argv else ("--help", [])
     if what in ("-h", "--help"):
-        print("usage: onesitting bench WHAT …\n")
+        print("usage: onesitting bench WHAT …\n\nMeasure this machine, training, decoding and preparing.\n")
         print("\n".join(f"  {name:<10}{summary}" for name, summary in SUMMARIES.items()))
         print("\n`onesitting bench WHAT --help` shows the options of one.")
         return
