@@ -124,6 +124,50 @@ def _generate(argv: list[str]) -> None:
     generate_texts(options)
 
 
+SERVE_OPTIONS: tuple[tuple[str, type, str | int | float, str, str], ...] = (
+    ("--host", str, "127.0.0.1", "NAME", "address to listen on; other than loopback needs API keys"),
+    ("--port", int, 8000, "N", "port; 0: any that is free"),
+    ("--api-keys", str, "", "FILE", "lines of NAME SHA256; keys may also stand in ONESITTING_API_KEYS"),
+    ("--new-key", str, "", "NAME", "print a new API key and its line for the key file, and end"),
+    ("--device", str, "auto", "NAME", "auto, cpu, cuda, mps or xpu"),
+    ("--dtype", str, "auto", "NAME", "of the computation: auto, bfloat16, float16 or float32"),
+    ("--slots", int, 64, "N", "texts written at the same time, for each model"),
+    ("--queue", int, 256, "N", "texts that may wait; beyond it: 429"),
+    ("--max-tokens", int, 0, "N", "longest reply; 0: what the context leaves"),
+    ("--deadline-s", float, 600.0, "S", "seconds after which a request ends"),
+    ("--max-body-mb", float, 4.0, "MB", "largest request"),
+    ("--grace-s", float, 60.0, "S", "seconds that running replies get at the end"),
+)
+"""Option, type, default, its name in the help, the help."""
+
+
+def _serve(argv: list[str]) -> None:
+    from onesitting.cli_settings import Parser
+
+    parser = Parser("serve", "RUN… [options]", COMMANDS["serve"].summary)
+    runs = "folder of a run or model, or NAME=FOLDER; several are served together"
+    parser.add_argument("runs", metavar="RUN", nargs="*", help=runs)
+    for name, kind, default, metavar, text in SERVE_OPTIONS:
+        parser.add_argument(name, type=kind, default=default, metavar=metavar, help=f"{text} [{default}]")
+    parser.add_argument("--no-keys", action="store_true", help="let other machines in without a key")
+    parser.add_argument(
+        "--int8", action="store_true", help="matrices as int8: a quarter of the memory, less exact"
+    )
+    for name, text in (
+        ("--cors-origin", "site whose pages may use the server; repeatable"),
+        ("--allowed-host", "further name that the Host header may have; repeatable"),
+    ):
+        parser.add_argument(name, action="append", default=[], metavar="NAME", help=text)
+    options = parser.parse_args(argv)
+    try:
+        from onesitting.server.run import serve
+    except ModuleNotFoundError as error:
+        raise UserError(
+            f"serve needs {error.name}; install it with: pip install 'onesitting[serve]'"
+        ) from None
+    serve(options)
+
+
 def _report(argv: list[str]) -> None:
     from onesitting.cli_settings import Parser
 
@@ -194,6 +238,7 @@ COMMANDS: dict[str, Command] = {
     ),
     "chat": Command("RUN", "Talk to a trained model.", _chat),
     "generate": Command("RUN", "Let a trained model continue a text.", _generate),
+    "serve": Command("RUN…", "Answer OpenAI's and Anthropic's clients, and a chat page.", _serve),
     "inspect": Command(
         "data|tokens|batch RECIPE", "Look at documents, tokens, packing and the loss mask.", _inspect
     ),

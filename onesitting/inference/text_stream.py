@@ -26,13 +26,19 @@ class TextStream:
     def __init__(self, spelled: Sequence[bytes], stop: Sequence[str] = ()) -> None:
         self.stopped = False
         """A stop string was met; nothing more comes."""
+        self.stop_string: str | None = None
+        """The one that was met."""
+        self.n_decoded = 0
+        """Characters of all tokens so far, those that are held back included."""
         self._spelled, self._stop = spelled, tuple(stop)
         self._decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
         self._held = ""
 
     def add(self, token: int) -> str:
         """The text that is certain after one more token; often empty."""
-        return self._release(self._decoder.decode(self._spelled[token]))
+        new = self._decoder.decode(self._spelled[token])
+        self.n_decoded += len(new)
+        return self._release(new)
 
     def end(self) -> str:
         """What was held back, when no more tokens come."""
@@ -47,7 +53,9 @@ class TextStream:
         ends = [(text.index(s) + len(s), text.index(s)) for s in self._stop if s in text]
         if ends:  # the string that is complete first, and of those the longest
             self.stopped, self._held = True, ""
-            return text[: min(ends)[1]]
+            end, begin = min(ends)
+            self.stop_string = text[begin:end]
+            return text[:begin]
         keep = max((_overlap(text, s) for s in self._stop), default=0)
         self._held = text[len(text) - keep :]
         return text[: len(text) - keep]

@@ -77,5 +77,5 @@ def training_memory_bytes(
 
 
 def kv_cache_bytes(cfg: ModelConfig, rows: int, tokens: int, dtype: str = "float32") -> int:
-    """Bytes of a KVCache of `rows` rows of `tokens` tokens."""
+    """Bytes of `rows` slots of `tokens` tokens; a KVCache has a slot more, and slots of whole pieces."""
     return 2 * cfg.n_layers * rows * cfg.n_kv_heads * tokens * cfg.head_dim * BYTES[dtype]

@@ -1,107 +1,210 @@
-"""Keys and values of the tokens that a model has read, in memory that is allocated once.
+"""Keys and values of many texts, each in a slot of its own, read and written by ragged forward passes.
 
-Slot j of a row holds the key of position j, whatever the lengths of the other rows: rows are aligned at the left,
-the next token of row b goes to slot `lengths[b]`, and a query at position p sees the slots 0..p. So positions
-need no offsets, and slots that hold padding are never seen before a real token overwrites them.
+A forward pass takes any mixture of pieces: parts of prompts and single new tokens, of any slots. Its tokens are
+laid in one row (1, N); norms and matrix products treat them all alike, and only attention looks at slots. So
+texts join and leave at any step, and nothing is padded but the last few rows of a matrix product.
 
-Shapes: L layers, B rows, T new tokens a row, S slots in use, H query heads, K key/value heads, D head width.
+Batch invariance. The hidden state of a token is the same, bit for bit, whatever else is in the pass. Floating-point
+sums depend on their order, which libraries choose by shape; here the shapes that reach a sum never depend on the
+company:
+- Prompts are read in pieces of CHUNK tokens that begin at multiples of CHUNK; attention of a piece has the shape
+  (CHUNK queries, keys up to the end of the piece), padded at a prompt's end. Therefore it does not matter how many
+  pieces one pass takes, nor whether a prefix came from a cache.
+- A single token attends to a multiple of CHUNK slots; those behind its position have weight 0, which adds nothing.
+- Matrix products have a multiple of ROWS rows. Measured (tests/model/test_kv_cache.py repeats it): in float32 MKL
+  has other kernels for 1 to 3 rows a thread; from 4 on, and in bf16 always, rows do not depend on their number.
+Source of the idea: He et al. 2025, "Defeating nondeterminism in LLM inference", Thinking Machines Lab.
+
+Shapes: N tokens of a pass, B slots, R pieces, C = CHUNK, S slots' positions in use, H query heads, K key/value heads,
+G = H / K, D head width.
 """
 
+from collections.abc import Sequence
+from typing import NamedTuple
+
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from onesitting.errors import UserError
-from onesitting.model.kernels import attention
 from onesitting.model.transformer import Transformer, compute_dtype
+
+CHUNK = 64
+"""Tokens of a piece of a prompt. Smaller ones starve the matrix products, larger ones pad more."""
+
+ROWS = 16
+"""The number of tokens of a pass is padded to a multiple of this."""
+
+
+class Piece(NamedTuple):
+    """A part of a prompt: its tokens start, start + 1, …; start is a multiple of CHUNK, and at most CHUNK tokens."""
+
+    slot: int
+    start: int
+    tokens: Sequence[int]
+
+
+class Next(NamedTuple):
+    """One new token of a text, at `position`."""
+
+    slot: int
+    position: int
+    token: int
+
+
+class _Group(NamedTuple):
+    """Pieces with the same start, whose attention is one batched product."""
+
+    start: int
+    slots: Tensor
+    """(R,) int64"""
+    rows: Tensor
+    """(R, C) int64, index of each token in the pass."""
+    is_real: Tensor
+    """(R, C) bool, False where a prompt's end is padded."""
 
 
 class KVCache:
-    """The cache of `batch` rows of at most `max_tokens` tokens each.
+    """Memory for `n_slots` texts of at most `max_tokens` tokens each, allocated once.
 
-    Give it to `model.forward(tokens, cache=cache)` with tokens (B, T): they go behind what each row holds.
-    After reading rows padded at the right, say how long they really are: `cache.lengths = …`.
     Raises UserError when max_tokens is beyond a learned position table.
     """
 
-    def __init__(self, model: Transformer, batch: int, max_tokens: int) -> None:
+    def __init__(self, model: Transformer, n_slots: int, max_tokens: int) -> None:
         cfg = model.cfg
         if cfg.positions == "learned" and max_tokens > cfg.context_length:
             raise UserError(
                 f"{max_tokens} tokens do not fit this model's learned positions "
                 f"(model.context_length is {cfg.context_length}); shorten the prompt or max_tokens"
             )
-        shape = (cfg.n_layers, batch, cfg.n_kv_heads, max_tokens, cfg.head_dim)
-        weight = model.output_weight
-        # Zeros, since an unseen slot takes part with weight 0, and 0 · NaN is NaN.
+        weight = model.model.embed_tokens.weight
+        self.n_slots, self.max_tokens = n_slots, max_tokens
+        length = -(-max_tokens // CHUNK) * CHUNK
+        # One slot more than asked for receives the padding. Zeros, since an unseen position takes part with
+        # weight 0, and 0 · NaN is NaN.
+        shape = (cfg.n_layers, n_slots + 1, cfg.n_kv_heads, length, cfg.head_dim)
         self.keys = torch.zeros(shape, dtype=compute_dtype(weight), device=weight.device)
         self.values = torch.zeros_like(self.keys)
-        self.lengths = torch.zeros(batch, dtype=torch.int64, device=weight.device)
-        """(B,) int64, tokens that each row holds."""
-        self._positions = self.lengths[:, None]
-        self._in_use = 0
 
-    @property
-    def max_tokens(self) -> int:
-        """Slots a row."""
-        return self.keys.shape[3]
+    def read(self, model: Transformer, pieces: Sequence[Piece], nexts: Sequence[Next]) -> Tensor:
+        """(len(pieces) + len(nexts), d_model): hidden state of each piece's last token, then of each next token.
 
-    def advance(self, n_tokens: int, dtype: torch.dtype) -> tuple[Tensor, Tensor | None]:
-        """(positions (B, T), bias (B, 1, T, S)) of the next n_tokens of each row, which then count as held.
-
-        The bias is None where plain causal attention among the new tokens is the same: in an empty cache.
+        Stores keys and values of all tokens. A slot's pieces must come in order, of one pass or of several.
         """
-        device = self.lengths.device
-        was_empty = self._in_use == 0
-        self._positions = self.lengths[:, None] + torch.arange(n_tokens, device=device)
-        self.lengths = self.lengths + n_tokens
-        self._in_use = int(self.lengths.max()) if len(self.lengths) else 0
-        if self._in_use > self.max_tokens:
-            raise ValueError(
-                f"{self._in_use} tokens in a cache of {self.max_tokens}; allocate a larger KVCache"
-            )
-        if was_empty:
-            return self._positions, None
-        future = torch.arange(self._in_use, device=device) > self._positions[..., None]  # (B, T, S)
-        return self._positions, torch.zeros_like(future, dtype=dtype).masked_fill_(future, -torch.inf)[
-            :, None
-        ]
+        tokens, slots, positions, last = self._lay_out(pieces, nexts)
+        device = self.keys.device
+        self._slots = torch.tensor(slots, device=device)
+        self.positions = torch.tensor([positions], device=device)  # (1, N)
+        self._groups = _groups(pieces, device)
+        n_read = sum(len(piece.tokens) for piece in pieces)
+        self._nexts = slice(n_read, n_read + len(nexts))
+        self._make_bias([it.slot for it in nexts], [it.position for it in nexts])
+        hidden = model.hidden(torch.tensor([tokens], device=device), cache=self)[0]  # (N, d_model)
+        return hidden[torch.tensor(last, device=device)]
 
-    def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None) -> Tensor:
-        """Attention (B, T, H·D) of q (B, T, H, D) to the row's slots, after k and v (B, T, K, D) are stored."""
-        keys, values = self.keys[layer], self.values[layer]  # (B, K, max_tokens, D)
-        rows = torch.arange(len(self.lengths), device=q.device)[:, None]
-        keys[rows, :, self._positions] = k
-        values[rows, :, self._positions] = v
-        if bias is None:
-            return attention(q, k, v, None)
-        keys, values = keys[:, :, : self._in_use], values[:, :, : self._in_use]  # (B, K, S, D)
-        if q.shape[1] == 1 and q.device.type == "cpu":
-            return _attend_one(q, keys, values, bias)
-        y = F.scaled_dot_product_attention(
-            q.transpose(1, 2), keys, values, attn_mask=bias, enable_gqa=q.shape[2] != k.shape[2]
+    def _lay_out(
+        self, pieces: Sequence[Piece], nexts: Sequence[Next]
+    ) -> tuple[list[int], list[int], list[int], list[int]]:
+        """Tokens, slots and positions of a pass, padded, and the indices whose hidden states are wanted."""
+        tokens: list[int] = []
+        slots: list[int] = []
+        positions: list[int] = []
+        last: list[int] = []
+        for slot, start, part in pieces:
+            assert start % CHUNK == 0, "a piece begins at a multiple of CHUNK"
+            assert 0 < len(part) <= CHUNK, "a piece has 1 to CHUNK tokens"
+            tokens += part
+            slots += [slot] * len(part)
+            positions += range(start, start + len(part))
+            last.append(len(tokens) - 1)
+        for slot, position, token in nexts:
+            last.append(len(tokens))
+            tokens.append(token)
+            slots.append(slot)
+            positions.append(position)
+        if positions and max(positions) >= self.max_tokens:
+            raise ValueError(f"position {max(positions)} in a cache of {self.max_tokens} tokens a slot")
+        n_padding = -len(tokens) % ROWS
+        return (
+            tokens + [0] * n_padding,
+            slots + [self.n_slots] * n_padding,
+            positions + [0] * n_padding,
+            last,
         )
-        return y.transpose(1, 2).flatten(2)
 
-    def keep(self, rows: Tensor) -> None:
-        """Drop all rows but `rows` (indices, in the order wanted): finished rows cost no more time."""
-        used = slice(0, int(self.lengths[rows].max()) if len(rows) else 0)
-        for name in ("keys", "values"):
-            old: Tensor = getattr(self, name)
-            new = old[:, : len(rows)]
-            new[:, :, :, used] = old[:, :, :, used][:, rows]
-            setattr(self, name, new)
-        self.lengths = self.lengths[rows]
+    def _make_bias(self, slots: list[int], positions: list[int]) -> None:
+        """Which positions the single tokens see; slots without one, up to the highest with one, are idle."""
+        if not slots:
+            return
+        device = self.keys.device
+        self._n_busy, self._in_use = max(slots) + 1, (max(positions) // CHUNK + 1) * CHUNK
+        self._next_slots = torch.tensor(slots, device=device)
+        ends = torch.zeros(self._n_busy, dtype=torch.int64, device=device)
+        ends[self._next_slots] = torch.tensor(positions, device=device)
+        unseen = torch.arange(self._in_use, device=device) > ends[:, None]  # (B, S)
+        self._bias = torch.zeros(unseen.shape, device=device).masked_fill_(unseen, -torch.inf)[:, None, None]
+
+    def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """Attention (1, N, H·D) of q (1, N, H, D) to the slots, after k and v (1, N, K, D) are stored."""
+        keys, values = self.keys[layer], self.values[layer]  # (B, K, max_tokens, D)
+        keys[self._slots, :, self.positions[0]] = k[0]
+        values[self._slots, :, self.positions[0]] = v[0]
+        y = torch.zeros_like(q[0])  # (N, H, D)
+        for group in self._groups:
+            seen = _attend_pieces(q[0][group.rows], keys, values, group)
+            y[group.rows[group.is_real]] = seen[group.is_real]
+        if self._nexts.stop > self._nexts.start:
+            idle = q.new_zeros(self._n_busy, *q.shape[2:])
+            alone = idle.index_copy(0, self._next_slots, q[0, self._nexts])  # (B, H, D)
+            used = (slice(self._n_busy), slice(None), slice(self._in_use))
+            y[self._nexts] = _attend_one(alone, keys[used], values[used], self._bias)[self._next_slots]
+        return y.flatten(1)[None]
+
+    def prefix(self, slot: int, start: int) -> tuple[Tensor, Tensor]:
+        """Copies (L, K, CHUNK, D) of the keys and values of one whole piece."""
+        part = (slice(None), slot, slice(None), slice(start, start + CHUNK))
+        return self.keys[part].clone(), self.values[part].clone()
+
+    def restore(self, slot: int, start: int, prefix: tuple[Tensor, Tensor]) -> None:
+        """Put back what `prefix` gave, into any slot."""
+        part = (slice(None), slot, slice(None), slice(start, start + CHUNK))
+        self.keys[part], self.values[part] = prefix
+
+
+def _groups(pieces: Sequence[Piece], device: torch.device) -> list[_Group]:
+    """The pieces of a pass by their start; they are the first tokens of the pass, one piece after the other."""
+    by_start: dict[int, list[tuple[int, int, int]]] = {}
+    first = 0
+    for slot, start, part in pieces:
+        by_start.setdefault(start, []).append((slot, first, len(part)))
+        first += len(part)
+    index = torch.arange(CHUNK, device=device)
+    groups: list[_Group] = []
+    for start, members in by_start.items():
+        slots, firsts, lengths = torch.tensor(members, device=device).unbind(1)
+        is_real = index < lengths[:, None]
+        groups.append(_Group(start, slots, torch.where(is_real, firsts[:, None] + index, 0), is_real))
+    return groups
+
+
+def _attend_pieces(q: Tensor, keys: Tensor, values: Tensor, group: _Group) -> Tensor:
+    """(R, C, H, D) attention of the pieces' queries q (R, C, H, D), causal within the piece."""
+    R, C, H, D = q.shape
+    K, S = keys.shape[1], group.start + C
+    queries = q.view(R, C, K, -1, D).permute(0, 2, 3, 1, 4).reshape(R, K, -1, D)  # (R, K, G·C, D)
+    seen_keys, seen_values = keys[group.slots, :, :S], values[group.slots, :, :S]  # (R, K, S, D)
+    scores = (queries @ seen_keys.transpose(2, 3)).float().view(R, H, C, S).mul_(D**-0.5)
+    scores[..., group.start :] += torch.full((C, C), -torch.inf, device=q.device).triu_(1)
+    probs = scores.softmax(dim=-1).to(q.dtype).view(R, K, -1, S)
+    return (probs @ seen_values).view(R, K, -1, C, D).permute(0, 3, 1, 2, 4).reshape(R, C, H, D)
 
 
 def _attend_one(q: Tensor, keys: Tensor, values: Tensor, bias: Tensor) -> Tensor:
-    """(B, 1, H·D) attention of one query a row, q (B, 1, H, D), to keys and values (B, K, S, D).
+    """(B, H, D) attention of one query a slot, q (B, H, D), to keys and values (B, K, S, D).
 
-    Two matrix products a row and key head. In bf16 on a CPU, 64 rows of 160 slots take 0.6 ms, where PyTorch's
-    fused kernel takes 4 ms.
+    Two matrix products a slot and key head. In bf16 on a CPU, 64 slots of 160 positions take 0.6 ms, where PyTorch's
+    fused kernel takes 4 ms. bias: (B, 1, 1, S) float32.
     """
     B, K, _, D = keys.shape
-    keys, values = keys.contiguous(), values.contiguous()  # slices would be copied with more ado, transposed
-    scores = q.view(B, K, -1, D) @ keys.transpose(2, 3)  # (B, K, G, S), as the one query has H = K·G heads
-    probs = (scores.float() * D**-0.5 + bias).softmax(dim=-1).to(q.dtype)
-    return (probs @ values).reshape(B, 1, -1)
+    scores = (q.view(B, K, -1, D) @ keys.transpose(2, 3)).float()  # (B, K, G, S)
+    probs = scores.mul_(D**-0.5).add_(bias).softmax(dim=-1).to(q.dtype)
+    return (probs @ values).view(B, -1, D)

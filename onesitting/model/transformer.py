@@ -129,7 +129,7 @@ class Attention(nn.Module):
             q, k = rotate(q, *context.rope), rotate(k, *context.rope)
         if context.cache is None:
             return self.o_proj(attention(q, k, v, context.bias))
-        return self.o_proj(context.cache.attend(layer, q, k, v, context.bias))
+        return self.o_proj(context.cache.attend(layer, q, k, v))
 
 
 class SwiGLU(nn.Module):
@@ -237,14 +237,13 @@ class Transformer(nn.Module):
         targets: Tensor | None = None,
         doc_ids: Tensor | None = None,
         positions: Tensor | None = None,
-        cache: "KVCache | None" = None,
     ) -> Tensor:
         """Logits (B, T, V) float32 for tokens (B, T), or with targets the sum of their losses, a float32 scalar.
 
         targets: (B, T) ids of the tokens to predict, -100 where nothing is trained; the sum is in nats.
         The other arguments are those of `hidden`.
         """
-        x = self.hidden(tokens, doc_ids=doc_ids, positions=positions, cache=cache)
+        x = self.hidden(tokens, doc_ids=doc_ids, positions=positions)
         if targets is not None:
             return cross_entropy_sum(x.flatten(0, 1), self.output_weight, targets.flatten())
         return F.linear(x, self.output_weight.to(x.dtype)).float()
@@ -263,13 +262,13 @@ class Transformer(nn.Module):
         doc_ids: (B, T) integers; a token sees only earlier tokens of its row with the same id, ids being
             constant over a document's run of tokens. None: the row is one document.
         positions: (B, T) integers; None: counted from the start of the row or of the document.
-        cache: keys and values of earlier tokens; positions and mask then come from it.
+        cache: tokens are then those of `KVCache.read`, which knows their texts and positions.
         """
         x = self.model.embed_tokens(tokens)  # (B, T, d_model)
         dtype = compute_dtype(x)
         rope = bias = None
         if cache is not None:
-            positions, bias = cache.advance(tokens.shape[1], dtype)
+            positions = cache.positions
         elif doc_ids is not None:
             positions = document_positions(doc_ids) if positions is None else positions
             bias = document_bias(doc_ids, dtype)

@@ -265,13 +265,15 @@ def test_dropout_works_in_training_alone_and_is_drawn_from_the_seed() -> None:
 
 
 def test_cached_decoding_applies_the_adapter() -> None:
-    from onesitting.model.kv_cache import KVCache
+    from onesitting.model.kv_cache import KVCache, Next, Piece
 
     it = fill_added(model(), LoraConfig(rank=4))
-    cache = KVCache(it, 2, 12)
+    cache = KVCache(it, len(TOKENS), 12)
+    rows = TOKENS.tolist()
     with torch.no_grad():
-        parts = [it(TOKENS[:, :5], cache=cache), it(TOKENS[:, 5:], cache=cache)]
-    assert torch.allclose(torch.cat(parts, dim=1), logits(it), atol=1e-5)
+        cache.read(it, [Piece(slot, 0, row[:5]) for slot, row in enumerate(rows)], [])
+        last = cache.read(it, [], [Next(slot, 5, row[5]) for slot, row in enumerate(rows)])
+    assert torch.allclose(last @ it.output_weight.T, logits(it)[:, 5], atol=1e-5)
 
 
 def test_a_skeleton_takes_the_state_of_a_model_with_adapters() -> None:

@@ -1,0 +1,1 @@
+"""A trained run as a service that speaks OpenAI's and Anthropic's protocols; docs/serve.md."""
