@@ -11,7 +11,7 @@ import sys
 
 import numpy as np
 import torch
-from peer import Run, Tokens, autocast, count, mean_cross_entropy, parser, timed_first_step
+from peer import Run, Tokens, autocast, count, mean_cross_entropy, parser
 
 
 def main() -> None:
@@ -63,12 +63,7 @@ def main() -> None:
             logits = model(x).logits
         return mean_cross_entropy(logits, y)
 
-    timed_first_step(run, step)
-    while run.progress < 1.0:
-        step()
-        model.eval()
-        run.validate_if_due(loss_of)
-        model.train()
+    run.train(model, step, loss_of)
 
 
 if __name__ == "__main__":

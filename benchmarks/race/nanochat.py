@@ -14,7 +14,7 @@ import sys
 
 import numpy as np
 import torch
-from peer import Run, Tokens, count, parser, timed_first_step
+from peer import Run, Tokens, count, parser
 
 REFERENCE_BATCH = 2**19
 """Tokens in a step at which its rates are meant."""
@@ -70,12 +70,7 @@ def main() -> None:
         done += 1
         run.n_tokens += n_rows * options.row_length
 
-    timed_first_step(run, step)
-    while run.progress < 1.0:
-        step()
-        model.eval()
-        run.validate_if_due(lambda x, y: model(x, y))
-        model.train()
+    run.train(model, step, lambda x, y: model(x, y))
 
 
 def scaling_parameters(model: torch.nn.Module) -> int:

@@ -11,7 +11,7 @@ import sys
 
 import numpy as np
 import torch
-from peer import Run, Tokens, autocast, count, parser, timed_first_step
+from peer import Run, Tokens, autocast, count, parser
 
 
 def main() -> None:
@@ -58,12 +58,7 @@ def main() -> None:
         with autocast(options):
             return model(x, y)[1].float()
 
-    timed_first_step(run, step)
-    while run.progress < 1.0:
-        step()
-        model.eval()
-        run.validate_if_due(loss_of)
-        model.train()
+    run.train(model, step, loss_of)
 
 
 def learning_rate(step: int, total: int, peak: float) -> float:

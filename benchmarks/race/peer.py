@@ -107,6 +107,26 @@ class Run:
         """How many steps there will be, at the mean speed so far: peers' schedules are functions of it."""
         return max(step + 1, round(step / self.progress)) if step and self.progress > 0 else 10**6
 
+    def train(
+        self, model: nn.Module, step: Callable[[], None], loss_of: Callable[[Tensor, Tensor], Tensor]
+    ) -> None:
+        """Do steps until the time is up, with validations between them and one at the end.
+
+        With --fast the first step compiles: what it takes longer than the second is the compilation.
+        """
+        times: list[float] = []
+        while self.progress < 1.0 or len(times) < 2:
+            began = time.perf_counter()
+            step()
+            if len(times) < 2:
+                times.append(time.perf_counter() - began)
+            if len(times) < 2:
+                continue
+            self.compile_s = max(0.0, times[0] - times[1]) if self.options.fast else 0.0
+            model.eval()
+            self.validate_if_due(loss_of)
+            model.train()
+
     def validate_if_due(self, loss_of: Callable[[Tensor, Tensor], Tensor]) -> None:
         """Measure and report when the next point in time has come, and at the end."""
         if self.due and self.progress >= self.due[0]:
@@ -177,13 +197,3 @@ def mean_cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
 def count(model: nn.Module) -> int:
     """Parameters; a tied one counts once."""
     return sum(parameter.numel() for parameter in model.parameters())
-
-
-def timed_first_step(run: Run, step: Callable[[], None]) -> None:
-    """Do a first step, which compiles with --fast, and a second; the difference is the compilation."""
-    times = []
-    for _ in range(2):
-        began = time.perf_counter()
-        step()
-        times.append(time.perf_counter() - began)
-    run.compile_s = max(0.0, times[0] - times[1]) if run.options.fast else 0.0

@@ -23,7 +23,7 @@ def run_bench(argv: list[str]) -> None:
         print("\n".join(f"  {name:<10}{summary}" for name, summary in SUMMARIES.items()))
         print("\n`onesitting bench WHAT --help` shows the options of one.")
         return
-    commands = {"limit": _limit, "train": _train, "race": _race}
+    commands = {"limit": _limit, "train": _train, "race": _race, "generate": _generate, "prepare": _prepare}
     if what not in commands:
         raise UserError(f"cannot bench '{what}'; use one of {', '.join(SUMMARIES)}")
     commands[what](rest)
@@ -72,3 +72,50 @@ def _race(argv: list[str]) -> None:
     race = load_race(options.spec, tuple(options.only))
     race = replace(race, seconds=options.seconds or race.seconds, seeds=tuple(options.seeds or race.seeds))
     run_race(race, options.out or Path("races") / race.name)
+
+
+def _generate(argv: list[str]) -> None:
+    parser = Parser("bench generate", "RUN [options]", SUMMARIES["generate"])
+    parser.add_argument("run", metavar="RUN", help="folder of a run, of one of its stages, or of a model")
+    parser.add_argument("--streams", default="1,32", metavar="N,N", help="texts written at once [1,32]")
+    parser.add_argument("--tokens", type=int, default=128, metavar="N", help="new tokens of each text [128]")
+    parser.add_argument("--repeats", type=int, default=3, metavar="N", help="the fastest of N counts [3]")
+    parser.add_argument("--dtype", default="float32", help="of the weights, on both sides [float32]")
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, mps or xpu [auto]")
+    parser.add_argument("--threads", type=int, default=0, metavar="N", help="processor threads [all]")
+    parser.add_argument("--save", type=Path, metavar="FILE", help="also write the numbers there, as JSON")
+    options = parser.parse_args(argv)
+    streams = [int(n) for n in _numbers("--streams", options.streams)]
+    from onesitting.bench.generate import bench_generate
+
+    bench_generate(
+        options.run, streams=streams, tokens=options.tokens, repeats=options.repeats, dtype=options.dtype,
+        device=options.device, threads=options.threads, save=options.save,
+    )  # fmt: skip
+
+
+def _prepare(argv: list[str]) -> None:
+    parser = Parser("bench prepare", "[options]", SUMMARIES["prepare"])
+    parser.add_argument("--data", nargs="+", default=["world"], metavar="TEXT", help="as in a recipe [world]")
+    parser.add_argument("--sizes", default="10,100", metavar="MB,MB", help="megabytes of text [10,100]")
+    parser.add_argument("--vocab-size", type=int, default=4096, metavar="N", help="of the tokenizer [4096]")
+    parser.add_argument("--workers", type=int, default=0, metavar="N", help="processes [one a processor]")
+    parser.add_argument("--save", type=Path, metavar="FILE", help="also write the numbers there, as JSON")
+    options = parser.parse_args(argv)
+    from onesitting.bench.prepare import bench_prepare
+
+    bench_prepare(
+        options.data, sizes_mb=_numbers("--sizes", options.sizes), vocab_size=options.vocab_size,
+        workers=options.workers, save=options.save,
+    )  # fmt: skip
+
+
+def _numbers(option: str, text: str) -> list[float]:
+    """`1,32` as numbers above 0."""
+    try:
+        found = [float(word) for word in text.split(",")]
+    except ValueError:
+        found = []
+    if not found or min(found) <= 0:
+        raise UserError(f"{option} {text}: numbers above 0 with commas between them are expected, as in 1,32")
+    return found
