@@ -176,7 +176,7 @@ def run_one(race: Race, runner: Runner, seed: int, course: Course, out: Path) ->
 
 def our_command(race: Race, runner: Runner, seed: int, course: Course, out: Path, folder: Path) -> list[str]:
     """`onesitting pretrain` on the race's corpus, the time as its budget; the runner's settings come last."""
-    recipe = race.here / runner.recipe
+    recipe, corpus = race.here / runner.recipe, corpus_settings(race, out)
     settings: dict[str, Any] = {
         "out": str(folder.resolve()),
         "name": "run",
@@ -185,7 +185,12 @@ def our_command(race: Race, runner: Runner, seed: int, course: Course, out: Path
         "stages": ("pretrain",),
         "data": race.corpus.data,
         "corpus.val_data": race.corpus.val_data,
-        "corpus.cache": corpus_settings(race, out).cache,
+        # What decides the content of the token files: any other value would prepare them again, on our time.
+        **{
+            f"corpus.{name}": getattr(corpus, name)
+            for name in ("world_mb", "val_fraction", "max_document_mb")
+        },
+        "corpus.cache": corpus.cache,
         "tokenizer.path": str(course.tokenizer.resolve()),
         "evaluation.val_tokens": course.n_val_tokens,
         "evaluation.samples": 0,

@@ -169,6 +169,8 @@ def _check(race: Race, path: Path) -> None:
                     raise UserError(
                         f"{where}: unknown '{{{name}}}' in command; there are {', '.join(TEMPLATE)}"
                     )
+    if "world" in (*race.corpus.data, *race.corpus.val_data):
+        raise UserError(f"{path}: the world's text changes with the seed; give files in corpus.data")
     for target in race.targets:
         if isinstance(target, str) and target not in names:
             raise UserError(f"{path}: target '{target}' is no runner; there are {', '.join(names)}")

@@ -228,6 +228,8 @@ settings = { budget = "tokens=4096", device.device = "cpu", evaluation.every_fra
     assert result["points"][-1]["tokens"] == summary["tokens"]
     assert result["n_parameters"] == summary["n_parameters"]
     assert result["points"][-1]["validation_s"] > 0
+    prepared = [path for path in (folder / "races/race/corpus/cache").iterdir() if path.is_dir()]
+    assert len(prepared) == 1  # ours found the race's own token files
     assert [ratio["runner"] for ratio in record["ratios"]] == ["unigram"]
     assert "sooner by" in done.stdout
 
@@ -315,6 +317,7 @@ def test_the_picture_has_one_line_a_run_in_one_colour_a_runner():
         (("vocab_size = 320", 'vocab_size = "many"'), "vocab_size = 'many': a number"),
         (('name = "unigram"', 'title = "unigram"'), "'name' is missing"),
         (('cwd = "$RACE_TEXT"', 'recipe = "tiny"'), "either a recipe"),
+        (("$RACE_TEXT/text.jsonl", "world"), "the world's text changes with the seed"),
         (("targets = []", 'targets = ["nobody"]'), "target 'nobody' is no runner"),
         (("command = [", "command = "), "not valid TOML"),
     ],
