@@ -44,9 +44,9 @@ class JsonGrammars:
         laid_out = {**schema, "x-guidance": _LAYOUT}
         try:
             grammar = self._library.LLMatcher.grammar_from_json_schema(json.dumps(laid_out))
+            matcher = self._library.LLMatcher(self._tokens, grammar)
         except (ValueError, RecursionError) as error:
             raise UserError(f"JSON schema: {error}") from None
-        matcher = self._library.LLMatcher(self._tokens, grammar)
         if matcher.get_error():
             raise UserError(f"JSON schema: {matcher.get_error().splitlines()[0]}")
         return JsonConstraint(matcher, self._is_text, self._end)

@@ -156,7 +156,6 @@ def _model_card(served: ServedModel) -> JSON:
         "owned_by": "onesitting",
         "context_length": served.context_length,
         "defaults": served.defaults,
-        "tools": served.tools,
     }
 
 

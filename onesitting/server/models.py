@@ -33,8 +33,6 @@ class ServedModel:
     tokenizer: Tokenizer
     defaults: dict[str, Any] = field(default_factory=dict[str, Any])
     """Sampling settings of the model's generation_config.json."""
-    tools: list[dict[str, Any]] = field(default_factory=list[dict[str, Any]])
-    """Tools that the chat page may offer."""
     created: int = 0
     """When it was loaded, in seconds since 1970."""
     grammars: JsonGrammars

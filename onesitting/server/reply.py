@@ -86,7 +86,9 @@ class ReplyParser:
             self._switch(parts, self._kind_after.get(token, self._kind))
         self._add(parts, text)
         if delta.finish_reason is not None:
-            self._switch(parts, "text")
+            if not "".join(self._call).strip():  # a call that was opened, and nothing more
+                self._kind = "text"
+            self._switch(parts, "text", closed=False)
         return [part for part in parts if part.text or part.kind == "call"]
 
     def _add(self, parts: list[Part], text: str) -> None:
@@ -96,20 +98,21 @@ class ReplyParser:
         elif text:
             parts.append(Part(self._kind, self._trims[self._kind].add(text)))
 
-    def _switch(self, parts: list[Part], kind: Kind) -> None:
+    def _switch(self, parts: list[Part], kind: Kind, closed: bool = True) -> None:
         if self._kind == "call":
             written = "".join(self._call)
             self._call = []
-            parts.append(_call_part(written, self._trims["text"]))
+            parts.append(_call_part(written, closed, self._trims["text"]))
         self._kind = kind
 
 
-def _call_part(written: str, trim: _Trim) -> Part:
+def _call_part(written: str, closed: bool, trim: _Trim) -> Part:
     """A call that can be read is a call; anything else is shown as the text that it is."""
+    spelled = f"<tool_call>{written}" + ("</tool_call>" if closed else "")
     try:
-        function = parse_assistant(f"<tool_call>{written}</tool_call>")["tool_calls"][0]["function"]
+        function = parse_assistant(spelled)["tool_calls"][0]["function"]
     except (KeyError, IndexError):
-        return Part("text", trim.add(f"<tool_call>{written}</tool_call>"))
+        return Part("text", trim.add(spelled))
     arguments = json.dumps(function["arguments"], ensure_ascii=False)
     return Part("call", arguments, function["name"], f"call_{uuid.uuid4().hex[:24]}")
 

@@ -81,7 +81,7 @@ def running(
         **more,  # pyright: ignore[reportArgumentType]
     )  # fmt: skip
     listener = _listen("127.0.0.1", 0)
-    server = Server(service, 20)
+    server = Server(service, 120)
     thread = threading.Thread(target=lambda: asyncio.run(server.serve([listener])), daemon=True)
     thread.start()
     url = f"http://127.0.0.1:{listener.getsockname()[1]}"

@@ -7,6 +7,8 @@ import openai
 import pytest
 
 HELLO: list[Any] = [{"role": "user", "content": "What is 2 + 3?"}]
+GREEDY = {"top_k": 1}
+"""This protocol has no seed. Not every version of the client has a parameter for it."""
 ADD: Any = {
     "name": "add",
     "description": "Add.",
@@ -56,7 +58,7 @@ def test_stream_has_the_events_of_the_protocol(claude: anthropic.Anthropic) -> N
 
 
 def test_stream_helper_of_the_client_understands_the_stream(claude: anthropic.Anthropic) -> None:
-    with claude.messages.stream(model="tiny", messages=HELLO, max_tokens=24, top_k=1) as stream:
+    with claude.messages.stream(model="tiny", messages=HELLO, max_tokens=24, extra_body=GREEDY) as stream:
         assert "".join(stream.text_stream) == ask(claude).content[0].text
         assert stream.get_final_message().stop_reason == ask(claude).stop_reason
 
@@ -82,7 +84,7 @@ def test_tool_is_called_with_valid_input(claude: anthropic.Anthropic, choice: An
 def test_thinking_is_a_block_of_its_own(claude: anthropic.Anthropic, stream: bool) -> None:
     more: Any = {"thinking": {"type": "enabled", "budget_tokens": 6}, "max_tokens": 30}
     if stream:
-        with claude.messages.stream(model="tiny", messages=HELLO, top_k=1, **more) as events:
+        with claude.messages.stream(model="tiny", messages=HELLO, extra_body=GREEDY, **more) as events:
             message = events.get_final_message()
     else:
         message = ask(claude, **more)
@@ -108,7 +110,7 @@ def test_tokens_are_counted(claude: anthropic.Anthropic) -> None:
     ("more", "word"),
     [
         ({"max_tokens": 0}, "max_tokens"),
-        ({"temperature": 1.5}, "temperature"),
+        ({"extra_body": {"temperature": 1.5}}, "temperature"),
         ({"messages": []}, "messages"),
         ({"messages": [{"role": "system", "content": "x"}]}, "role"),
         ({"tool_choice": {"type": "any"}}, "no such tool"),

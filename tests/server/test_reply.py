@@ -103,7 +103,19 @@ def test_call_that_cannot_be_read_is_text(tokenizer: Tokenizer, written: str) ->
     assert reply.text == f"<tool_call>{written}</tool_call>"
 
 
-@pytest.mark.parametrize("stop", ["<t", "at", "\n<", "call"])
+def test_call_that_is_cut_off_is_text(tokenizer: Tokenizer) -> None:
+    ids = ids_of(tokenizer, ["Hm.\n", "<tool_call>", CALL, "</tool_call>"])
+    reply = parsed(tokenizer, ids, ('"a"',))
+    assert (reply.text, reply.calls) == ('Hm.\n<tool_call>\n{"name": "add", "arguments": {', [])
+
+
+def test_stop_string_inside_a_tag_leaves_no_half_of_it(tokenizer: Tokenizer) -> None:
+    ids = ids_of(tokenizer, ["The cat.\n", "<tool_call>", CALL, "</tool_call>"])
+    reply = parsed(tokenizer, ids, ("call",))
+    assert (reply.text, reply.calls) == ("The cat.", [])
+
+
+@pytest.mark.parametrize("stop", ["<t", "at", "\n<"])
 def test_stop_strings_may_hold_back_tags(tokenizer: Tokenizer, stop: str) -> None:
     ids = ids_of(tokenizer, ["The c", "at sat.\n", "<tool_call>", CALL, "</tool_call>"])
     whole = tokenizer.decode(ids, skip_special=False)

@@ -71,7 +71,7 @@ def test_shutdown_finishes_running_streams_and_takes_no_new_ones() -> None:
 
         def read() -> None:
             client = openai.OpenAI(base_url=f"{server.url}/v1", api_key="none")
-            for chunk in client.completions.create(**endless(server, stream=True)):
+            for chunk in client.completions.create(**endless(server, stream=True, max_tokens=150)):
                 text.append(chunk.choices[0].finish_reason or "")
                 begun.set()
 
