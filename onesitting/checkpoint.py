@@ -82,7 +82,7 @@ def load_model(
     cfg, state = read_hf_folder(Path(folder))
     with torch.device("meta"):
         model = Transformer(cfg, seed=None)
-    _check_state(Path(folder), model, state)
+    check_state(Path(folder), model, state)
     state = {name: tensor.to(device=device, dtype=dtype) for name, tensor in state.items()}
     model.load_state_dict(state, assign=True)
     for parameter in model.parameters():
@@ -207,7 +207,7 @@ def _load_weights(folder: Path, model: Transformer, adapter: str | None) -> None
         cfg, weights = read_hf_folder(folder)
         differing = config_differences(cfg, model.cfg)
         if not differing:
-            _check_state(folder, model, weights)
+            check_state(folder, model, weights)
             model.load_state_dict(weights)
     if differing:
         raise UserError(
@@ -292,7 +292,8 @@ def _unstored(cfg: ModelConfig) -> set[str]:
     return {"rope_theta"} if cfg.positions == "learned" else set()
 
 
-def _check_state(folder: Path, model: Transformer, state: Mapping[str, Tensor]) -> None:
+def check_state(folder: Path, model: Transformer, state: Mapping[str, Tensor]) -> None:
+    """Raise UserError when weights under our names lack a tensor of the model, or have one too many or misshapen."""
     expected = {name: tuple(p.shape) for name, p in model.named_parameters()}
     problems = [f"{name} is missing" for name in expected.keys() - state.keys()]
     problems += [f"{name} is unknown" for name in state.keys() - expected.keys()]

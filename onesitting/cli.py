@@ -214,6 +214,41 @@ def _merge(argv: list[str]) -> None:
     print(f"merged {len(runs)} models. Talk to it: onesitting chat {options.out}")
 
 
+def _export(argv: list[str]) -> None:
+    from onesitting.cli_settings import Parser
+
+    parser = Parser("export", "RUN --to TARGET [options]", COMMANDS["export"].summary)
+    parser.add_argument("run", metavar="RUN", help="folder of a run, of one of its stages, or of a model")
+    parser.add_argument("--to", required=True, metavar="TARGET", help="hf, gguf or ollama")
+    parser.add_argument("--out", default="", metavar="PATH", help="where to write [RUN/export/TARGET]")
+    parser.add_argument(
+        "--dtype", default="", help="gguf, ollama: f32, f16, bf16, q8_0 or q4_0, type of the matrices [f16]"
+    )
+    parser.add_argument(
+        "--license", default="", metavar="NAME", help="hf: licence in the card, as apache-2.0"
+    )
+    parser.add_argument("--push", default="", metavar="OWNER/NAME", help="hf: upload it as this repository")
+    parser.add_argument("--private", action="store_true", help="hf: the new repository is private")
+    options = parser.parse_args(argv)
+    from onesitting.export.command import export_run
+
+    export_run(options)
+
+
+def _import(argv: list[str]) -> None:
+    from onesitting.cli_settings import Parser
+
+    parser = Parser("import", "FOLDER --name NAME [options]", COMMANDS["import"].summary)
+    parser.add_argument("folder", metavar="FOLDER", help="config.json, safetensors and tokenizer.json")
+    parser.add_argument("--name", required=True, help="name of the new run")
+    parser.add_argument("--out", default="runs", metavar="FOLDER", help="folder that holds the runs [runs]")
+    parser.add_argument("--link", action="store_true", help="hard links to the weights in place of copies")
+    options = parser.parse_args(argv)
+    from onesitting.export.from_folder import import_folder
+
+    import_folder(options)
+
+
 def _version(argv: list[str]) -> None:
     from importlib import metadata
 
@@ -254,6 +289,10 @@ COMMANDS: dict[str, Command] = {
     "grpo": Command("RUN", "Reinforce what is rewarded: group-relative.", lambda argv: _train("grpo", argv)),
     "evaluate": Command("RECIPE", "Measure a run's models again.", lambda argv: _train("evaluate", argv)),
     "bench": Command("WHAT …", "Measure this machine, training, decoding and preparing.", _bench),
+    "export": Command("RUN --to TARGET", "Write a model for other software: hf, gguf, ollama.", _export),
+    "import": Command(
+        "FOLDER --name NAME", "Make a run of a Hugging Face folder (Llama, Qwen3, GPT-2).", _import
+    ),
     "version": Command("", "Print the versions.", _version),
 }
 

@@ -307,14 +307,21 @@ def read_json(path: Path) -> dict[str, Any]:
 
 def read_tensors(folder: Path) -> dict[str, Tensor]:
     """All tensors of a folder's model.safetensors, or of the files that model.safetensors.index.json lists."""
-    index = folder / "model.safetensors.index.json"
-    files = ["model.safetensors"]
-    if index.exists():
-        files = sorted(set(read_json(index).get("weight_map", {}).values()))
     tensors: dict[str, Tensor] = {}
-    for name in files:
-        tensors |= read_safetensors(folder / name)
+    for path in weight_files(folder):
+        tensors |= read_safetensors(path)
     return tensors
+
+
+def weight_files(folder: Path) -> list[Path]:
+    """model.safetensors, or the files that model.safetensors.index.json lists."""
+    index = folder / "model.safetensors.index.json"
+    if not index.exists():
+        return [folder / "model.safetensors"]
+    names: set[str] = set(read_json(index).get("weight_map", {}).values())
+    if any(Path(name).name != name for name in names):
+        raise UserError(f"{index} names a file in another folder; only files beside it are read")
+    return [folder / name for name in sorted(names)]
 
 
 def read_safetensors(path: Path) -> dict[str, Tensor]:

@@ -69,10 +69,10 @@ class Tokenizer:
         self.tokenizer_json = tokenizer_json
         self.settings = settings or {}
         self.hash = hashlib.sha256(tokenizer_json.encode()).hexdigest()
-        self._spec: dict[str, Any] = json.loads(tokenizer_json)
-        added: list[dict[str, Any]] = self._spec.get("added_tokens") or []
+        self.spec: dict[str, Any] = json.loads(tokenizer_json)
+        added: list[dict[str, Any]] = self.spec.get("added_tokens") or []
         self.special_ids: dict[str, int] = {token["content"]: token["id"] for token in added}
-        self.token_bytes, self._shown_bytes = bytes_of_ids(self._spec)
+        self.token_bytes, self._shown_bytes = bytes_of_ids(self.spec)
         self.vocab_size = len(self.token_bytes)
         self.eos_id = self._end_of_document()
 
@@ -173,21 +173,21 @@ class Tokenizer:
 
     @cached_property
     def _backend(self) -> tokenizers.Tokenizer:
-        added = [{**token, "special": is_control(token)} for token in self._spec.get("added_tokens") or []]
-        backend = tokenizers.Tokenizer.from_str(json.dumps({**self._spec, "added_tokens": added}))
+        added = [{**token, "special": is_control(token)} for token in self.spec.get("added_tokens") or []]
+        backend = tokenizers.Tokenizer.from_str(json.dumps({**self.spec, "added_tokens": added}))
         backend.encode_special_tokens = True  # special tokens spelled in a text are text
         return backend
 
     @cached_property
     def _fast(self) -> tiktoken.Encoding | None:
         """tiktoken with the same result for every text, or None where that cannot be shown."""
-        pattern = split_pattern(self._spec)
-        if pattern is None or self._spec.get("normalizer") is not None:
+        pattern = split_pattern(self.spec)
+        if pattern is None or self.spec.get("normalizer") is not None:
             return None
-        if not all(map(is_control, self._spec.get("added_tokens") or [])):
+        if not all(map(is_control, self.spec.get("added_tokens") or [])):
             return None  # words that are cut out of the text before everything else
         ranks = {piece: i for i, piece in enumerate(self.token_bytes) if piece}
-        if not ranks_reproduce_merges(ranks, merges_of(self._spec)):
+        if not ranks_reproduce_merges(ranks, merges_of(self.spec)):
             return None
         return tiktoken.Encoding(self.hash, pat_str=pattern, mergeable_ranks=ranks, special_tokens={})
 

@@ -1,0 +1,59 @@
+"""`onesitting export`: one function a target, and what to do with what it wrote."""
+
+from argparse import Namespace
+from collections.abc import Callable
+from pathlib import Path
+
+from rich.console import Console
+
+from onesitting.errors import UserError
+from onesitting.export.gguf import write_gguf
+from onesitting.export.hub import push, write_hf
+from onesitting.export.ollama import write_ollama
+from onesitting.export.source import Source, open_source
+
+Target = Callable[[Source, Path, Namespace], list[str]]
+
+
+def export_run(options: Namespace) -> None:
+    """Write one target and say what to do with it.
+
+    options: run, to, out (a path; empty: export/TARGET in the run, or in this folder for a model from elsewhere),
+    and what single targets read: dtype, push, private, license.
+    Raises UserError for a target that does not exist, and what the target raises.
+    """
+    if options.to not in TARGETS:
+        raise UserError(f"--to {options.to!r} is unknown; use one of {', '.join(TARGETS)}")
+    source = open_source(options.run)
+    home = source.run.path if source.run else Path()
+    out = Path(options.out).expanduser() if options.out else home / "export" / options.to
+    console = Console(highlight=False)
+    for line in TARGETS[options.to](source, out, options):
+        console.print(line, soft_wrap=True, markup=False)
+
+
+def _hf(source: Source, out: Path, options: Namespace) -> list[str]:
+    write_hf(source, out, options.license, options.push)
+    lines = [f"{out}", "Load it: transformers.AutoModelForCausalLM.from_pretrained, or `vllm serve`"]
+    return (
+        [*lines, f"published: {push(out, options.push, private=options.private)}"] if options.push else lines
+    )
+
+
+def _gguf(source: Source, out: Path, options: Namespace) -> list[str]:
+    dtype = options.dtype or "f16"
+    path = out if out.suffix == ".gguf" else out / f"{source.name}-{dtype}.gguf"
+    write_gguf(source, path, dtype)
+    return [f"{path}  {path.stat().st_size / 1e6:.1f} MB", f"Run it: llama-server -m {path} --jinja"]
+
+
+def _ollama(source: Source, out: Path, options: Namespace) -> list[str]:
+    write_ollama(source, out, options.dtype or "f16")
+    return [
+        f"{out}",
+        f"Run it: cd {out} && ollama create {source.name} -f Modelfile && ollama run {source.name}",
+    ]
+
+
+TARGETS: dict[str, Target] = {"hf": _hf, "gguf": _gguf, "ollama": _ollama}
+"""--to -> what writes it; it returns lines for the screen."""
