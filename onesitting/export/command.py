@@ -7,6 +7,8 @@ from pathlib import Path
 from rich.console import Console
 
 from onesitting.errors import UserError
+from onesitting.export.browser_demo import write_onnx_folder
+from onesitting.export.container import write_container
 from onesitting.export.gguf import write_gguf
 from onesitting.export.hub import push, write_hf
 from onesitting.export.ollama import write_ollama
@@ -55,5 +57,33 @@ def _ollama(source: Source, out: Path, options: Namespace) -> list[str]:
     ]
 
 
-TARGETS: dict[str, Target] = {"hf": _hf, "gguf": _gguf, "ollama": _ollama}
+def _onnx(source: Source, out: Path, options: Namespace) -> list[str]:
+    write_onnx_folder(source, out)
+    return [f"{out}", f"In a browser: cd {out} && npm install && python -m http.server"]
+
+
+def _docker(source: Source, out: Path, options: Namespace) -> list[str]:
+    write_container(source, out, "docker")
+    return [f"{out}", f"Run it: cd {out} && docker compose up --build"]
+
+
+def _cog(source: Source, out: Path, options: Namespace) -> list[str]:
+    write_container(source, out, "cog")
+    return [f"{out}", f'Try it: cd {out} && cog predict -i prompt="Hello"']
+
+
+def _space(source: Source, out: Path, options: Namespace) -> list[str]:
+    write_container(source, out, "space")
+    return [f"{out}", f"Publish it: hf upload --repo-type space OWNER/{source.name} {out}"]
+
+
+TARGETS: dict[str, Target] = {
+    "hf": _hf,
+    "gguf": _gguf,
+    "ollama": _ollama,
+    "onnx": _onnx,
+    "docker": _docker,
+    "cog": _cog,
+    "space": _space,
+}
 """--to -> what writes it; it returns lines for the screen."""

@@ -125,7 +125,7 @@ def test_card_without_a_licence_or_a_report_says_so(make_source: MakeSource) -> 
     assert "license" not in yaml.safe_load(card.split("---\n")[1])
 
 
-def test_pushed_run_can_be_downloaded_and_gives_the_same_logits(
+def test_what_a_push_left_on_the_hub_gives_the_same_logits(
     run: RunFolder, hub: UploadHub, command: Command, tmp_path: Path
 ) -> None:
     done = command(
@@ -139,9 +139,9 @@ def test_pushed_run_can_be_downloaded_and_gives_the_same_logits(
     assert hub.commits == ["Model, tokenizer and card from onesitting"]
     assert len(hub.stored) == 1  # the weights went the way of large files
     assert 'license: "mit"' in files["README.md"].decode()
-    huggingface_hub.snapshot_download(
-        "lab/small", endpoint=hub.url, local_dir=tmp_path / "down", max_workers=1, etag_timeout=60
-    )
+    (tmp_path / "down").mkdir()
+    for name, content in files.items():
+        (tmp_path / "down" / name).write_bytes(content)
     ids = torch.arange(10)[None]
     with torch.no_grad():
         there = AutoModelForCausalLM.from_pretrained(tmp_path / "down")(ids).logits

@@ -1,5 +1,5 @@
 """A hub on this machine that takes uploads: what `huggingface_hub` asks for when it makes a repository, commits
-small files, stores large ones by the Git LFS protocol, and downloads them again.
+small files, and stores large ones by the Git LFS protocol.
 """
 
 import base64
@@ -159,23 +159,12 @@ class _Handler(BaseHTTPRequestHandler):
         self.send_json({"success": True, "commitOid": COMMIT, "commitUrl": url})
 
     def read(self, path: str) -> None:
-        file = re.fullmatch(r"/([^/]+/[^/]+)/resolve/[^/]+/(.+)", path)
         api = re.fullmatch(r"/api/models/([^/]+/[^/]+)(/.*)?", path)
-        if file and file[2] in self.hub.repositories.get(file[1], {}):
-            self.send_bytes(self.hub.repositories[file[1]][file[2]], 200, "application/octet-stream")
-        elif file:
-            self.send_json({}, 404, "EntryNotFound")
-        elif api and api[1] in self.hub.repositories:
+        if api and api[1] in self.hub.repositories:
             files = self.hub.repositories[api[1]]
-            if (api[2] or "").startswith("/tree/"):
-                oid = "0" * 40
-                self.send_json(
-                    [{"type": "file", "oid": oid, "size": len(c), "path": p} for p, c in files.items()]
-                )
-                return
             self.send_json({"id": api[1], "sha": COMMIT, "siblings": [{"rfilename": name} for name in files]})
         else:
-            self.send_json({}, 404, "RepoNotFound")
+            self.send_json({}, 404, "EntryNotFound" if "/resolve/" in path else "RepoNotFound")
 
     def send_json(self, value: Any, status: int = 200, code: str = "") -> None:
         self.send_bytes(json.dumps(value).encode(), status, "application/json", code)
