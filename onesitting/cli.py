@@ -219,7 +219,9 @@ def _export(argv: list[str]) -> None:
 
     parser = Parser("export", "RUN --to TARGET [options]", COMMANDS["export"].summary)
     parser.add_argument("run", metavar="RUN", help="folder of a run, of one of its stages, or of a model")
-    parser.add_argument("--to", required=True, metavar="TARGET", help="hf, gguf, ollama, onnx, docker, cog or space")
+    parser.add_argument(
+        "--to", required=True, metavar="TARGET", help="hf, gguf, ollama, onnx, docker, cog or space"
+    )
     parser.add_argument("--out", default="", metavar="PATH", help="where to write [RUN/export/TARGET]")
     parser.add_argument(
         "--dtype", default="", help="gguf, ollama: f32, f16, bf16, q8_0 or q4_0, type of the matrices [f16]"
@@ -289,7 +291,9 @@ COMMANDS: dict[str, Command] = {
     "grpo": Command("RUN", "Reinforce what is rewarded: group-relative.", lambda argv: _train("grpo", argv)),
     "evaluate": Command("RECIPE", "Measure a run's models again.", lambda argv: _train("evaluate", argv)),
     "bench": Command("WHAT …", "Measure this machine, training, decoding and preparing.", _bench),
-    "export": Command("RUN --to TARGET", "Write a model for other software: hf, gguf, ollama, onnx, docker, …", _export),
+    "export": Command(
+        "RUN --to TARGET", "Write a model for other software: hf, gguf, onnx, docker, …", _export
+    ),
     "import": Command(
         "FOLDER --name NAME", "Make a run of a Hugging Face folder (Llama, Qwen3, GPT-2).", _import
     ),

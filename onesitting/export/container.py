@@ -49,7 +49,9 @@ def write_container(source: Source, folder: Path, platform: str) -> Path:
         if platform == "space":
             write_atomic(partial / "README.md", space_readme(source))
             text = (partial / "Dockerfile").read_text(encoding="utf-8")
-            write_atomic(partial / "Dockerfile", text.replace('"8000"]', '"8000", "--no-keys"]'))  # a public demo
+            write_atomic(
+                partial / "Dockerfile", text.replace('"8000"]', '"8000", "--no-keys"]')
+            )  # a public demo
     return folder
 
 
@@ -83,7 +85,9 @@ def declared() -> list[str]:
     except metadata.PackageNotFoundError:
         file = Path(onesitting.__file__).parents[1] / "pyproject.toml"
         if not file.is_file():
-            raise UserError("onesitting is not installed: pip install it, so that its libraries are known") from None
+            raise UserError(
+                "onesitting is not installed: pip install it, so that its libraries are known"
+            ) from None
         project = tomllib.loads(file.read_text(encoding="utf-8"))["project"]
         extras: dict[str, list[str]] = project["optional-dependencies"]
         of_extras = [f'{line} ; extra == "{extra}"' for extra, lines in extras.items() for line in lines]

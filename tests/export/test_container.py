@@ -41,7 +41,9 @@ def test_folder_holds_the_model_the_program_and_pinned_libraries(
     done = command("export", str(source.folder), "--to", platform, "--out", "out")
     assert done.returncode == 0, done.stderr
     out = tmp_path / "out"
-    assert (out / "model/model.safetensors").read_bytes() == (source.folder / "model.safetensors").read_bytes()
+    assert (out / "model/model.safetensors").read_bytes() == (
+        source.folder / "model.safetensors"
+    ).read_bytes()
     pins = (out / "requirements.txt").read_text().splitlines()
     assert any(re.fullmatch(r"torch==[\d.]+", pin) for pin in pins)
     names = {re.split(r"[=<>; ]", pin)[0] for pin in pins}
@@ -73,7 +75,9 @@ def test_container_runs_the_server_as_a_plain_user(make_source: MakeSource, tmp_
     service = yaml.safe_load((out / "compose.yaml").read_text())["services"]["model"]
     assert service["ports"] == ["127.0.0.1:8000:8000"]
     assert service["read_only"] is True
-    assert service["environment"]["ONESITTING_API_KEYS"].startswith("${ONESITTING_API_KEYS:?")  # none: no start
+    assert service["environment"]["ONESITTING_API_KEYS"].startswith(
+        "${ONESITTING_API_KEYS:?"
+    )  # none: no start
     assert service["cap_drop"] == ["ALL"]
 
 
@@ -88,14 +92,14 @@ def test_space_names_the_port_of_its_server(make_source: MakeSource, tmp_path: P
 
 
 @pytest.fixture
-def cog(monkeypatch: pytest.MonkeyPatch) -> Iterator[types.ModuleType]:
+def cog(monkeypatch: pytest.MonkeyPatch) -> types.ModuleType:
     """The three names of cog that a predictor imports, as far as calling it directly needs them."""
     module: Any = types.ModuleType("cog")
     module.BasePredictor = object
     module.ConcatenateIterator = Iterator
     module.Input = lambda description, default=None, ge=None, le=None, gt=None: default
     monkeypatch.setitem(sys.modules, "cog", module)
-    yield module
+    return module
 
 
 def test_cogs_predictor_gives_our_reply_and_takes_control_tokens_as_text(
