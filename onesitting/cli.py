@@ -215,40 +215,15 @@ def _merge(argv: list[str]) -> None:
 
 
 def _export(argv: list[str]) -> None:
-    from onesitting.cli_settings import Parser
+    from onesitting.export.options import export_options, run_export
 
-    parser = Parser("export", "RUN --to TARGET [options]", COMMANDS["export"].summary)
-    parser.add_argument("run", metavar="RUN", help="folder of a run, of one of its stages, or of a model")
-    parser.add_argument(
-        "--to", required=True, metavar="TARGET", help="hf, gguf, ollama, onnx, docker, cog or space"
-    )
-    parser.add_argument("--out", default="", metavar="PATH", help="where to write [RUN/export/TARGET]")
-    parser.add_argument(
-        "--dtype", default="", help="gguf, ollama: f32, f16, bf16, q8_0 or q4_0, type of the matrices [f16]"
-    )
-    parser.add_argument(
-        "--license", default="", metavar="NAME", help="hf: licence in the card, as apache-2.0"
-    )
-    parser.add_argument("--push", default="", metavar="OWNER/NAME", help="hf: upload it as this repository")
-    parser.add_argument("--private", action="store_true", help="hf: the new repository is private")
-    options = parser.parse_args(argv)
-    from onesitting.export.command import export_run
-
-    export_run(options)
+    run_export(export_options(COMMANDS["export"].summary).parse_args(argv))
 
 
 def _import(argv: list[str]) -> None:
-    from onesitting.cli_settings import Parser
+    from onesitting.export.options import import_options, run_import
 
-    parser = Parser("import", "FOLDER --name NAME [options]", COMMANDS["import"].summary)
-    parser.add_argument("folder", metavar="FOLDER", help="config.json, safetensors and tokenizer.json")
-    parser.add_argument("--name", required=True, help="name of the new run")
-    parser.add_argument("--out", default="runs", metavar="FOLDER", help="folder that holds the runs [runs]")
-    parser.add_argument("--link", action="store_true", help="hard links to the weights in place of copies")
-    options = parser.parse_args(argv)
-    from onesitting.export.from_folder import import_folder
-
-    import_folder(options)
+    run_import(import_options(COMMANDS["import"].summary).parse_args(argv))
 
 
 def _version(argv: list[str]) -> None:
