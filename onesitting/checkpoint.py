@@ -129,7 +129,7 @@ def find_model_folder(path: Path) -> Path:
     Raises UserError listing where it looked.
     """
     path = Path(path)
-    stages = get_args(settings()["stages"].item_kind)[::-1]
+    stages = [stage for stage in get_args(settings()["stages"].item_kind)[::-1] if stage != "reward"]
     candidates = [path, path / "model", *(path / stage / "model" for stage in stages)]
     for candidate in candidates:
         if _is_whole(candidate) or is_adapter_folder(candidate):

@@ -75,7 +75,7 @@ _RANGES: tuple[tuple[str, float, float], ...] = (
     ("sft.final_lr", 0, 1),
     *(
         (f"{stage}.{name}", smallest, largest)
-        for stage in ("dpo", "reward")
+        for stage in ("dpo", "reward", "distill")
         for name, smallest, largest in (
             ("share", 0, 1),
             ("tokens", 0, _INF),
@@ -116,6 +116,11 @@ _RANGES: tuple[tuple[str, float, float], ...] = (
     ("grpo.final_lr", 0, 1),
     ("grpo.clip_low", 0, 1),
     ("grpo.clip_high", 0, _INF),
+    ("distill.kl_weight", 0, 1),
+    ("distill.temperature", 0.01, 100),
+    ("distill.jsd_beta", 0.01, 0.99),
+    ("distill.on_policy", 0, 1),
+    ("distill.top_k", 0, 100_000),
     ("evaluation.val_tokens", 2, _INF),
     ("evaluation.every_fraction", 0.001, 1),
     ("evaluation.samples", 0, 1000),
@@ -154,6 +159,11 @@ def setting(cfg: object, dotted: str) -> float:
 
 def check_model(model: ModelConfig) -> None:
     """Refuse shapes that no decoder of this family can have."""
+    if model.n_scores:
+        raise UserError(
+            f"model.n_scores = {model.n_scores}: a model that scores texts cannot write any; the reward stage makes it "
+            "out of one that does (`onesitting reward …`), so leave it 0 and start from that one"
+        )
     if model.n_heads % model.n_kv_heads:
         divisors = [str(n) for n in range(1, model.n_heads + 1) if model.n_heads % n == 0]
         raise UserError(
@@ -245,8 +255,10 @@ def _check_rows(cfg: RunConfig) -> None:
 def _check_data(cfg: RunConfig) -> None:
     if "pretrain" in cfg.stages:
         check_specs("data", cfg.data)
-    if "sft" in cfg.stages or cfg.pretrain.chat_fraction > 0:
+    if {"sft", "distill"} & set(cfg.stages) or cfg.pretrain.chat_fraction > 0:
         check_specs("chat", cfg.chat)
+    if "distill" in cfg.stages and not cfg.distill.teacher:
+        raise UserError("distill.teacher is empty: name a run, one of its stages, or a Hugging Face folder")
     if {"dpo", "reward"} & set(cfg.stages):
         check_specs("preferences", cfg.preferences)
     if cfg.corpus.val_data:

@@ -23,6 +23,8 @@ TRAINING_COMMANDS: dict[str, tuple[str, ...]] = {
     "sft": ("sft",),
     "dpo": ("dpo",),
     "grpo": ("grpo",),
+    "reward": ("reward",),
+    "distill": ("distill",),
     "evaluate": ("evaluate",),
 }
 """Command -> the phases of the pipeline it runs; () is all of them."""
@@ -168,6 +170,12 @@ def _serve(argv: list[str]) -> None:
     serve(options)
 
 
+def _distill_data(argv: list[str]) -> None:
+    from onesitting.distill_data import main
+
+    main(argv)
+
+
 def _report(argv: list[str]) -> None:
     from onesitting.cli_settings import Parser
 
@@ -264,6 +272,13 @@ COMMANDS: dict[str, Command] = {
         "RECIPE", "Train on preferences alone: DPO, IPO, SimPO, KTO.", lambda argv: _train("dpo", argv)
     ),
     "grpo": Command("RUN", "Reinforce what is rewarded: group-relative.", lambda argv: _train("grpo", argv)),
+    "reward": Command("RECIPE", "Train a reward model on preferences.", lambda argv: _train("reward", argv)),
+    "distill": Command(
+        "RECIPE", "Train a student on a teacher's distributions.", lambda argv: _train("distill", argv)
+    ),
+    "distill-data": Command(
+        "--teacher … --out FILE", "Let a teacher write conversations to train on.", _distill_data
+    ),
     "evaluate": Command("RECIPE", "Measure a run's models again.", lambda argv: _train("evaluate", argv)),
     "bench": Command("WHAT …", "Measure this machine, training, decoding and preparing.", _bench),
     "export": Command(

@@ -8,9 +8,9 @@ from dataclasses import dataclass, field
 from typing import Literal, Protocol
 
 from onesitting.rl_config import GRPOConfig, RLConfig
-from onesitting.tuning_config import DPOConfig, RewardConfig
+from onesitting.tuning_config import DistillConfig, DPOConfig, RewardConfig
 
-StageName = Literal["pretrain", "sft", "dpo", "reward", "grpo"]
+StageName = Literal["pretrain", "sft", "distill", "dpo", "reward", "grpo"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,6 +91,8 @@ class ModelConfig:
     """Biases in linear layers (GPT-2)."""
     tie_embeddings: bool = True
     """Use the embedding table as the output matrix."""
+    n_scores: int = 0
+    """Numbers that a head gives a text instead of next-token logits; set by the reward stage."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -305,6 +307,8 @@ class RunConfig:
     """Reinforcement learning."""
     grpo: GRPOConfig = field(default_factory=GRPOConfig)
     """GRPO."""
+    distill: DistillConfig = field(default_factory=DistillConfig)
+    """Distillation."""
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
     """Evaluation."""
     device: DeviceConfig = field(default_factory=DeviceConfig)

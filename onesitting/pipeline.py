@@ -17,7 +17,7 @@ import torch
 from rich.console import Console
 
 from onesitting.budgets import parse_budget
-from onesitting.checkpoint import load_model, save_adapter, save_model
+from onesitting.checkpoint import find_model_folder, load_model, save_adapter, save_model
 from onesitting.checks import check_config
 from onesitting.clock import CLOSING_S, Clock
 from onesitting.config import RunConfig, stage_config
@@ -26,6 +26,7 @@ from onesitting.data.sources import sample_texts
 from onesitting.data.tokens import ChatFolder, PreferenceFolder, TokenFolder
 from onesitting.data.world import World
 from onesitting.errors import UserError
+from onesitting.evaluation.preferences import compare_models
 from onesitting.evaluation.report import print_report, write_report
 from onesitting.evaluation.suite import Mode, TaskResult, run_suite
 from onesitting.model.flops import count_parameters, flops_per_token
@@ -34,6 +35,7 @@ from onesitting.model.transformer import Transformer
 from onesitting.run_settings import claim, own_budget, total_seconds, with_stage
 from onesitting.runlog import RunFolder, StageFolder, write_atomic
 from onesitting.stages.make import PipelineStage, StageInputs, make_stage
+from onesitting.stages.reward import with_score_head
 from onesitting.start import start_folder, with_start_model
 from onesitting.tokenizer.bpe import Tokenizer, train_tokenizer
 from onesitting.train import distributed
@@ -119,7 +121,7 @@ class Run:
                 "prepare",
                 lambda: prepare_documents(cfg.data, self.tokenizer, cfg.corpus, out / "text", cfg.seed),
             )
-        if "sft" in needed or ("pretrain" in needed and cfg.pretrain.chat_fraction > 0):
+        if {"sft", "distill"} & set(needed) or ("pretrain" in needed and cfg.pretrain.chat_fraction > 0):
             self.chat = self.first_rank_makes(
                 "prepare",
                 lambda: prepare_conversations(cfg.chat, self.tokenizer, cfg.corpus, out / "chat", cfg.seed),
@@ -145,6 +147,8 @@ class Run:
             return Tokenizer.load(folder)
         if cfg.tokenizer.path:
             tokenizer = Tokenizer.load(Path(cfg.tokenizer.path).expanduser())
+        elif "distill" in cfg.stages:  # a student's words must be its teacher's
+            tokenizer = Tokenizer.load(find_model_folder(Path(cfg.distill.teacher).expanduser()))
         else:
             tokenizer = train_tokenizer(text_sample(cfg), cfg.tokenizer.vocab_size)
         tokenizer.save(folder)
@@ -225,22 +229,25 @@ class Run:
         save_model(folder.model, model, self.tokenizer)
 
     def initial_model(self, name: str) -> Transformer:
-        """The model of the stage before, that of `start_from`, or random weights for pretraining."""
+        """The model of the stage before, that of `start_from`, or random weights for pretraining and distillation."""
         cfg = self.cfg
         source = self.source(name)
         if source is not None:
             self.say(f"{name} · starting from {source}")
             model = load_model(source)
-        elif name == "pretrain":
+        elif name in ("pretrain", "distill"):
             vocab_size = cfg.model.vocab_size or self.tokenizer.vocab_size
             model = Transformer(replace(cfg.model, vocab_size=vocab_size), seed=cfg.seed)
         else:
             raise UserError(
                 f"{name} needs a model to start from: run `onesitting pretrain …` first, or name one with --from"
             )
+        if name == "reward":
+            model = with_score_head(model, cfg.seed)
         model = model.to(device=self.plan.torch_device, dtype=torch.float32).train()
         distributed.broadcast_model(model, self.ranks)  # machines may differ in a last bit
-        if cfg.lora.rank and source is not None:  # random weights have nothing worth freezing
+        # Random weights have nothing worth freezing; a reward model's new head must be trained.
+        if cfg.lora.rank and source is not None and name != "reward":
             add_adapter(model, cfg.lora, seed=cfg.seed, base=source)
         return distributed.shard_model(model, self.ranks) if cfg.device.shard == "fsdp" else model
 
@@ -248,7 +255,7 @@ class Run:
         """Folder of the model that a stage starts from: the last stage before it that is done, else `start_from`."""
         stages = self.cfg.stages
         for earlier in reversed(stages[: stages.index(name)]):
-            if (self.folder.stage(earlier).model / "config.json").is_file():
+            if earlier != "reward" and (self.folder.stage(earlier).model / "config.json").is_file():
                 return self.folder.stage(earlier).model
         return start_folder(self.cfg)
 
@@ -332,7 +339,7 @@ class Run:
     def evaluate(self, name: str, folder: StageFolder) -> None:
         """Ask the question suite, on rank 0; evaluation.json holds the results."""
         path = folder.path / "evaluation.json"
-        if not self.has_suite or (path.is_file() and not self.only):
+        if name == "reward" or not self.has_suite or (path.is_file() and not self.only):
             return
         short = (self.clock.budget_s or math.inf) < BASE_SUITE_FROM_S
         if short and not self.only and name != self.stages[-1]:
@@ -351,7 +358,23 @@ class Run:
                     results = run_suite(model, self.tokenizer, items, mode=mode)
                 write_atomic(path, json.dumps({k: asdict(v) for k, v in results.items()}, indent=1) + "\n")
                 self.show(results)
+                if name == "dpo":
+                    self.compare(name, folder, model)
             self.ranks.barrier()
+
+    def compare(self, name: str, folder: StageFolder, model: Transformer) -> None:
+        """Held-out preferences before and after a stage; preferences.json holds the results."""
+        source = self.source(name)
+        if source is None or self.preferences is None:
+            return
+        before = load_model(source, self.plan.torch_device)
+        length = stage_config(self.cfg, name).context_length or model.cfg.context_length
+        with torch.inference_mode(), self.plan.autocast():
+            compared = compare_models(
+                self.cfg, before, model, self.tokenizer, self.preferences.val, row_length=length,
+                micro_rows=self.plan.micro_batch_rows(length),
+            )  # fmt: skip
+        write_atomic(folder.path / "preferences.json", json.dumps(compared, indent=1) + "\n")
 
     def show(self, results: dict[str, TaskResult]) -> None:
         """One line for the suite."""

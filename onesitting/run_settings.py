@@ -52,13 +52,13 @@ def with_stage(cfg: RunConfig, only: tuple[str, ...]) -> RunConfig:
     if not folder.config_path.exists():
         if name in cfg.stages:
             return cfg
-        if not cfg.start_from:
+        if not cfg.start_from and name != "distill":  # a student may begin with random weights
             raise UserError(
                 f"{folder.path} holds no run whose model {name} could start from: train one with "
                 "`onesitting run …` first, or name a model with --from"
             )
         return replace(cfg, stages=(name,))
-    there = resolve(load_recipe(folder.path))
+    there = resolve(load_recipe(folder.path.absolute()))
     if name in there.stages and not stage_config(there, name).budget:
         return cfg if name in cfg.stages else replace(cfg, stages=there.stages)
     before = stage_config(there, name).budget
@@ -77,7 +77,7 @@ def claim(folder: RunFolder, cfg: RunConfig) -> None:
     if not folder.config_path.exists():
         write_config(cfg, folder.config_path)
         return
-    there, here = flat_values(resolve(load_recipe(folder.path))), flat_values(cfg)
+    there, here = flat_values(resolve(load_recipe(folder.path.absolute()))), flat_values(cfg)
     begun = [stage for stage in cfg.stages if folder.stage(stage).metrics_path.exists()]
     free = _sections((stage for stage in get_args(StageName) if stage not in begun), begun)
     coming = _sections((stage for stage in cfg.stages if stage not in begun), begun)

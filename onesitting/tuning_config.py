@@ -66,3 +66,25 @@ class RewardConfig(TuningConfig):
     centre_weight: float = 0.01
     """Weight of (reward of the chosen + reward of the rejected)², which keeps rewards around zero; 0: none
     (arXiv:2312.09244)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class DistillConfig(TuningConfig):
+    """Distillation from a teacher's distributions over the next token, on the conversations of `chat`."""
+
+    teacher: str = ""
+    """Model to learn from: a run, one of its stages, or a Hugging Face folder; its vocabulary must be the student's."""
+    kl_weight: float = 0.5
+    """Weight of the divergence; the cross-entropy has the rest."""
+    temperature: float = 1.0
+    """Divides the logits of both before they are compared (arXiv:1503.02531)."""
+    divergence: Literal["forward", "reverse", "jsd"] = "forward"
+    """forward: KL(teacher, student); reverse: KL(student, teacher); jsd: between the two (arXiv:2306.13649)."""
+    jsd_beta: float = 0.5
+    """jsd: weight of the teacher in the mixture that both are compared with."""
+    on_policy: float = 0.0
+    """Fraction of the rows whose replies the student writes itself."""
+    top_k: int = 0
+    """Keep this many of the teacher's likeliest tokens on disk, to ask it once; 0: all, asked anew each time."""
+    max_epochs: float = 3.0
+    lr_scale: float = 0.5

@@ -78,6 +78,19 @@ def preference_of(record: Record, source: str) -> Preference:
     )
 
 
+def prompt_of(record: Record) -> tuple[list[Message], list[Record] | None]:
+    """(messages, tools) of a record with a prompt or a conversation, up to the reply that is to be written.
+
+    Replies of the assistant at the end are left out. Raises RecordError.
+    """
+    messages = _prompt(record)
+    while messages and messages[-1]["role"] == "assistant":
+        messages = messages[:-1]
+    if not messages:
+        raise RecordError("no prompt")
+    return messages, tools_of(record.get("tools") or record.get("functions"))
+
+
 def _first(record: Record, names: tuple[str, ...]) -> Any:
     return next((record[name] for name in names if record.get(name) is not None), None)
 

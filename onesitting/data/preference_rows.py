@@ -54,12 +54,16 @@ class PreferenceBatch:
         return replace(self, **moved)
 
 
-def n_preference_rows(file: PreferenceFile, *, row_length: int, seed: int, paired: bool) -> int:
+def n_preference_rows(
+    file: PreferenceFile, *, row_length: int, seed: int, paired: bool, whole: bool = False
+) -> int:
     """Packed rows that hold each preference once; a row of pairs is two rows of tokens.
 
     Raises UserError if there is none.
     """
-    n_rows = len(file.pack(row_length, seed, paired)[1]) - 1
+    n_rows = len(file.pack(row_length, seed, paired, whole)[1]) - 1
+    if n_rows == 0 and whole:
+        raise UserError(f"no pair of conversations fits into {row_length} tokens; raise the context length")
     if n_rows == 0:
         what = "pair of replies" if paired else "reply"
         raise UserError(
@@ -70,22 +74,37 @@ def n_preference_rows(file: PreferenceFile, *, row_length: int, seed: int, paire
 
 
 def epoch_rows(
-    file: PreferenceFile, *, row_length: int, seed: int, first_row: int, n_rows: int, paired: bool
+    file: PreferenceFile,
+    *,
+    row_length: int,
+    seed: int,
+    first_row: int,
+    n_rows: int,
+    paired: bool,
+    whole: bool = False,
 ) -> list[int]:
     """The packed rows that are read as first_row … first_row + n_rows - 1 of the endless order of `seed`."""
-    per_epoch = n_preference_rows(file, row_length=row_length, seed=seed, paired=paired)
+    per_epoch = n_preference_rows(file, row_length=row_length, seed=seed, paired=paired, whole=whole)
     places = (divmod(first_row + i, per_epoch) for i in range(n_rows))
     return [int(file.epoch_order(per_epoch, seed, epoch)[row]) for epoch, row in places]
 
 
 def preference_rows(
-    file: PreferenceFile, rows: Sequence[int], *, row_length: int, seed: int, paired: bool
+    file: PreferenceFile,
+    rows: Sequence[int],
+    *,
+    row_length: int,
+    seed: int,
+    paired: bool,
+    whole: bool = False,
 ) -> PreferenceBatch:
     """A batch of the given packed rows: a function of its arguments alone.
 
     A conversation that is longer than a row is cut at its end: what the cut takes is no target.
+    whole: conversations are read to their last token, and that place alone has an owner (the target there means
+    nothing); those that are longer than a row are left out.
     """
-    members, first, n_inputs = file.pack(row_length, seed, paired)
+    members, first, n_inputs = file.pack(row_length, seed, paired, whole)
     sides: list[int] = []
     layout: list[list[tuple[int, int]]] = []  # of each row of tokens: (place in sides, slot's length)
     for row in rows:
@@ -99,6 +118,8 @@ def preference_rows(
             layout.append([(len(sides) + 2 * i + which, slot) for i, slot in enumerate(slots)])
         sides += [side for p in here for side in (2 * p, 2 * p + 1)]
     examples = [file.side(side) for side in sides]
+    if whole:
+        examples = [(np.append(ids, file.eos_id), np.arange(len(ids) + 1) == len(ids)) for ids, _ in examples]
     return _batch(examples, n_inputs[sides], layout, sides, row_length, file.eos_id, paired)
 
 
@@ -136,6 +157,17 @@ def packed(
         [(int(i), max(1, int(n_inputs[i]))) for i in members[a:b]] for a, b in itertools.pairwise(first)
     ]
     return _batch(examples, n_inputs, layout, list(sides), row_length, eos_id, paired=False)
+
+
+def whole_conversations(
+    conversations: Sequence[Sequence[int]], *, row_length: int, eos_id: int
+) -> PreferenceBatch:
+    """Conversations of at most row_length tokens, packed; the last token of each has an owner (see preference_rows)."""
+    examples = [
+        (np.append(np.array(ids, dtype=np.int64), eos_id), np.arange(len(ids) + 1) == len(ids))
+        for ids in conversations
+    ]
+    return packed(examples, range(len(examples)), row_length=row_length, eos_id=eos_id)
 
 
 def _inputs(trained: npt.NDArray[np.bool_], row_length: int) -> int:

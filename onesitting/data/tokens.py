@@ -240,28 +240,34 @@ class PreferenceFile:
             ids, trained = self.side(2 * index + 1)
         return ids[: int(np.argmax(trained))].tolist()
 
-    def n_inputs(self, row_length: int) -> Ints:
-        """(2 D,) inputs up to each side's last target, which is cut at the end of a row; 0: nothing is trained."""
+    def n_inputs(self, row_length: int, whole: bool = False) -> Ints:
+        """(2 D,) inputs up to each side's last target, which is cut at the end of a row; 0: nothing is trained.
+
+        whole: all tokens of a side, 0 for one that is longer than a row: what a reward model reads.
+        """
+        if whole:
+            lengths = np.diff(self.edges)
+            return np.where(lengths <= row_length, lengths, 0)
         places = np.append(np.flatnonzero(self.mask & 1), len(self.tokens))  # positions of trained tokens
         first, after = self.edges[:-1], np.minimum(self.edges[1:], self.edges[:-1] + row_length + 1)
         last = np.searchsorted(places, after) - 1
         return np.where(last >= 0, np.maximum(places[np.maximum(last, 0)] - first, 0), 0)
 
-    def pack(self, row_length: int, seed: int, paired: bool) -> tuple[Ints, Ints, Ints]:
+    def pack(self, row_length: int, seed: int, paired: bool, whole: bool = False) -> tuple[Ints, Ints, Ints]:
         """Rows of whole preferences: (members, first (R + 1,), n_inputs (2 D,)); see `pack_whole`.
 
         paired: the members are preferences with both sides, each as long as the longer one; else they are sides.
         """
 
         def compute() -> tuple[Ints, Ints, Ints]:
-            n_inputs = self.n_inputs(row_length)
+            n_inputs = self.n_inputs(row_length, whole)
             sides = n_inputs.reshape(-1, 2)
             length = np.where(sides.min(axis=1) > 0, sides.max(axis=1), 0) if paired else n_inputs
             used = np.flatnonzero(length)
             members, first = pack_whole(length[used], row_length, np.random.default_rng([seed]))
             return used[members], first, n_inputs
 
-        return self._packs.get((row_length, seed, paired), compute)
+        return self._packs.get((row_length, seed, paired, whole), compute)
 
     def epoch_order(self, n_rows: int, seed: int, epoch: int) -> Ints:
         """(R,) the packed row that is read as the r-th of an epoch."""

@@ -10,8 +10,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from onesitting.config import RunConfig
 from onesitting.data.preference_rows import PreferenceBatch, n_preference_rows, preference_rows
+from onesitting.data.sources import WORLD
 from onesitting.data.tokens import PreferenceFile
+from onesitting.data.world import World
 from onesitting.data.world.suite import SCORERS
 from onesitting.evaluation.suite import parsed, wilson_interval
 from onesitting.inference.generate import generate
@@ -22,6 +25,9 @@ from onesitting.tokenizer.chat import render
 
 if TYPE_CHECKING:
     from onesitting.tokenizer.bpe import Tokenizer
+
+REPLY_TOKENS = 300
+"""Longest reply that is judged; the world's longest stories have about 260 tokens."""
 
 
 def reply_logprobs(model: Transformer, batch: PreferenceBatch) -> Tensor:
@@ -37,16 +43,23 @@ def reply_logprobs(model: Transformer, batch: PreferenceBatch) -> Tensor:
 
 
 def held_out_batches(
-    file: PreferenceFile, *, row_length: int, paired: bool, seed: int, max_tokens: int, micro_rows: int
+    file: PreferenceFile,
+    *,
+    row_length: int,
+    paired: bool,
+    seed: int,
+    max_tokens: int,
+    micro_rows: int,
+    whole: bool = False,
 ) -> Iterable[PreferenceBatch]:
     """The first rows of held-out preferences, at most max_tokens places of them but one row at least."""
-    n_rows = n_preference_rows(file, row_length=row_length, seed=seed, paired=paired)
+    n_rows = n_preference_rows(file, row_length=row_length, seed=seed, paired=paired, whole=whole)
     sides = 2 if paired else 1
     n_rows = min(n_rows, max(1, max_tokens // (sides * row_length)))
     step = max(1, micro_rows // sides)
     for first in range(0, n_rows, step):
         rows = range(first, min(first + step, n_rows))
-        yield preference_rows(file, rows, row_length=row_length, seed=seed, paired=paired)
+        yield preference_rows(file, rows, row_length=row_length, seed=seed, paired=paired, whole=whole)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,33 +105,59 @@ def count_wins(values: Tensor) -> float:
     return float((chosen > rejected).sum() + 0.5 * (chosen == rejected).sum())
 
 
-def win_rate(
+def compare_models(
+    cfg: RunConfig,
     before: Transformer,
     after: Transformer,
     tokenizer: "Tokenizer",
-    prompts: Sequence[dict[str, Any]],
-    max_tokens: int,
-) -> dict[str, Any]:
-    """How often the reply of `after` beats that of `before` under the world's rules; both greedy.
+    val: PreferenceFile,
+    *,
+    row_length: int,
+    micro_rows: int,
+) -> dict[str, dict[str, Any]]:
+    """What the report card says of a stage that learned from preferences: name -> {"before", "after"} proportions.
 
-    prompts: from World.prompts. A reply that is right and ends by itself beats one that is not; else it is a tie.
-    Returns win_rate (ties as halves), and the share of right replies of each.
+    Held-out pairs are ranked. Where the world is among the preferences, its rules judge greedy replies to its held-out
+    prompts: right_replies are right and end by themselves; win_rate, after alone, is how often the reply of `after` is
+    right where that of `before` is not, ties as halves.
     """
-    right = [_right_replies(model, tokenizer, prompts, max_tokens) for model in (before, after)]
-    wins = sum((a > b) + 0.5 * (a == b) for b, a in zip(*right, strict=True))
-    n = len(prompts)
-    shares = {
-        f"right_{name}": proportion(sum(got), n) for name, got in zip(("before", "after"), right, strict=True)
-    }
-    return {"win_rate": asdict(proportion(wins, n)), **{k: asdict(v) for k, v in shares.items()}}
+    max_tokens = cfg.evaluation.val_tokens
+    pairs: list[PreferenceBatch] = []
+    if val.n_inputs(row_length).reshape(-1, 2).min(axis=1).any():  # single replies cannot be ranked
+        pairs = list(
+            held_out_batches(
+                val,
+                row_length=row_length,
+                paired=True,
+                seed=cfg.seed,
+                max_tokens=max_tokens,
+                micro_rows=micro_rows,
+            )
+        )
+    prompts: list[dict[str, Any]] = []
+    if WORLD in cfg.preferences:
+        prompts = list(World(cfg.seed).prompts("val", cfg.evaluation.suite_items))
+    compared: dict[str, dict[str, Any]] = {}
+    if pairs:
+        rankings = [ranking(model, pairs) for model in (before, after)]
+        for name in rankings[0]:
+            compared[name] = {"before": asdict(rankings[0][name]), "after": asdict(rankings[1][name])}
+    if prompts:
+        right = [_right_replies(model, tokenizer, prompts) for model in (before, after)]
+        n = len(prompts)
+        shares = [asdict(proportion(sum(replies), n)) for replies in right]
+        compared["right_replies"] = {"before": shares[0], "after": shares[1]}
+        wins = sum((new > old) + 0.5 * (new == old) for old, new in zip(*right, strict=True))
+        compared["win_rate"] = {"before": None, "after": asdict(proportion(wins, n))}
+    return compared
 
 
 def _right_replies(
-    model: Transformer, tokenizer: "Tokenizer", prompts: Sequence[dict[str, Any]], max_tokens: int
+    model: Transformer, tokenizer: "Tokenizer", prompts: Sequence[dict[str, Any]]
 ) -> list[bool]:
     ids = [render(tokenizer, p["messages"], p["tools"], add_generation_prompt=True)[0] for p in prompts]
     done = generate(
-        model, tokenizer, ids, Sampling(temperature=0.0, max_tokens=max_tokens), tokenizer.stop_ids
+        model, tokenizer, ids, Sampling(temperature=0.0, max_tokens=REPLY_TOKENS), tokenizer.stop_ids
     )
     return [
         d.finish_reason == "stop" and SCORERS[p["scorer"]](parsed(d.text, "chat"), p["reference"]).correct

@@ -8,6 +8,7 @@ It reads the run folder alone, never a process, and shows what is not there as m
                               real_token_fraction it is tokens / (steps * step_tokens)
     <stage>/metrics.jsonl     lines with step, tokens, elapsed_s, loss, lr_factor; lines with evaluation
     <stage>/evaluation.json   {task: {n, correct, accuracy, ci_low, ci_high, baseline, examples}}
+    <stage>/preferences.json  {measure: {before, after: {n, value, ci_low, ci_high} | null}}, of dpo
     <stage>/samples.jsonl     lines with step, prompt, text, seed
 
 report.json holds the fields of `Report`, without the curves. Nothing here imports torch.
@@ -66,6 +67,8 @@ class StageReport:
     """Task -> n, correct, accuracy, ci_low, ci_high, baseline; empty if not evaluated."""
     samples: list[dict[str, Any]]
     """What the model wrote at its last validation."""
+    preferences: dict[str, dict[str, Any]]
+    """Measure -> its n, value, ci_low, ci_high `before` and `after` the stage; empty if not compared."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -108,7 +111,7 @@ class Report:
 
 def read_report(run: RunFolder) -> Report:
     """Collect a report from a run folder. Raises UserError if it is not the folder of a run."""
-    cfg = resolve(load_recipe(run.path), {})
+    cfg = resolve(load_recipe(run.path.absolute()), {})
     stages = [_read_stage(cfg, stage, run.stage(stage)) for stage in cfg.stages]
     finished = all(stage.status == "done" for stage in stages)
     budget = _read_budget(run, cfg, finished)
@@ -191,6 +194,7 @@ def _read_stage(cfg: RunConfig, name: str, folder: StageFolder) -> StageReport:
         numbers=numbers,
         suite={task: {k: v for k, v in result.items() if k != "examples"} for task, result in suite.items()},
         samples=[record for record in samples if record.get("step", 0) == last_step][:N_SAMPLES],
+        preferences=_read_json(folder.path / "preferences.json") or {},
     )
 
 
@@ -243,11 +247,11 @@ def _missing(cfg: RunConfig, stages: list[StageReport], budget: BudgetReport) ->
         if stage.status != "done":
             missing.append(f"{stage.stage} is {stage.status}")
             continue
-        if not stage.suite and cfg.evaluation.suite != "none":
+        if not stage.suite and cfg.evaluation.suite != "none" and stage.stage != "reward":
             missing.append(f"no question suite was run on the model after {stage.stage}")
         if stage.numbers["bits_per_byte"] is None and stage.stage in ("pretrain", "sft"):
             missing.append(f"no bits per byte were measured for {stage.stage}")
-        if not stage.samples:
+        if not stage.samples and stage.stage != "reward":
             missing.append(f"no samples were written during {stage.stage}")
     if budget.actual_s is None:
         missing.append("no timing was recorded")

@@ -20,6 +20,16 @@ STAGE_NOTE = (
 SUITE_NOTE = (
     "In brackets: the 95 % confidence interval. Guessing: what a reply scores that ignores the question."
 )
+PREFERENCE_NOTE = (
+    "Ranking: how often the chosen reply of a held-out pair is likelier than the rejected one. Right replies and the "
+    "win rate are those of greedy replies to held-out prompts under the world's rules; a tie is half a win."
+)
+PREFERENCE_NAMES = {
+    "ranking_accuracy": "Ranks pairs right",
+    "ranking_accuracy_per_token": "Ranks pairs right, per token",
+    "right_replies": "Right replies",
+    "win_rate": "Win rate against the model before",
+}
 CARD_ROWS = ("", "tokens", "time", "tokens a second", "share of the machine's limit", "bits per byte")
 Table = list[list[str]]
 """Rows of cells; the first row is the head."""
@@ -44,6 +54,10 @@ def to_markdown(report: "Report", curves_file: str | None) -> str:
         ]
     else:
         parts += ["No question suite was run."]
+    for stage in report.stages:
+        if stage.preferences:
+            parts += ["", f"## Preferences: {stage.stage}", "", *_markdown(_preference_table(stage)), ""]
+            parts += [PREFERENCE_NOTE]
     parts += ["", "## What it cannot do", "", *(f"- {line}" for line in report.limits), ""]
     parts += ["## Samples", "", *_samples(report.stages)]
     parts += ["## Time", "", budget_sentence(report.budget), ""]
@@ -65,7 +79,8 @@ def print_card(report: "Report") -> None:
     if not console.is_terminal:
         console.width = 120  # a pipe has no width of its own, and 80 would break the table of scores
     stages = [row for row in _stage_table(report.stages) if row[0] in CARD_ROWS]
-    for table in (stages, _suite_table(report.stages)):
+    preferences = [_preference_table(stage) for stage in report.stages if stage.preferences]
+    for table in (stages, _suite_table(report.stages), *preferences):
         if len(table) > 1:
             shown = RichTable(box=None, header_style="bold", padding=(0, 2))
             for index, cell in enumerate(table[0]):
@@ -109,7 +124,10 @@ def _model_table(report: "Report") -> Table:
         ["vocabulary", f"{config['model.vocab_size'] or config['tokenizer.vocab_size']:,}"],
         ["context, tokens", f"{config['model.context_length']:,}"],
         ["text", ", ".join(config["data"])],
-        ["conversations", ", ".join(config["chat"]) if "sft" in config["stages"] else MISSING],
+        [
+            "conversations",
+            ", ".join(config["chat"]) if {"sft", "distill"} & set(config["stages"]) else MISSING,
+        ],
         ["seed", str(config["seed"])],
     ]
 
@@ -145,6 +163,19 @@ def _suite_table(stages: Sequence["StageReport"]) -> Table:
         first = next(result for result in results if result is not None)
         row = [plain_name(task), f"{first['n']}", _cell(first["baseline"], percent)]
         table.append([*row, *(_score(result) for result in results)])
+    return table
+
+
+def _preference_table(stage: "StageReport") -> Table:
+    """A row a measure: before and after the stage."""
+    table = [["held out", "cases", "before", f"after {stage.stage}"]]
+    for name, sides in stage.preferences.items():
+        results = [
+            {**side, "accuracy": side["value"]} if side else None
+            for side in (sides["before"], sides["after"])
+        ]
+        cases = f"{sides['after']['n']}"
+        table.append([PREFERENCE_NAMES.get(name, name), cases, *(_score(result) for result in results)])
     return table
 
 

@@ -19,7 +19,7 @@ def count_matrix_parameters(cfg: ModelConfig) -> int:
     d, heads, kv_heads = cfg.d_model, cfg.n_heads * cfg.head_dim, cfg.n_kv_heads * cfg.head_dim
     attention = 2 * d * heads + 2 * d * kv_heads
     mlp = (3 if cfg.mlp == "swiglu" else 2) * d * cfg.d_ff
-    return cfg.n_layers * (attention + mlp) + cfg.vocab_size * d
+    return cfg.n_layers * (attention + mlp) + cfg.vocab_size * d + cfg.n_scores * d
 
 
 def _count_vectors(cfg: ModelConfig) -> int:
@@ -34,7 +34,7 @@ def _count_vectors(cfg: ModelConfig) -> int:
 
 def _count_tables(cfg: ModelConfig) -> int:
     """Tables that are looked up only: an untied token embedding and learned positions."""
-    rows = 0 if cfg.tie_embeddings else cfg.vocab_size
+    rows = 0 if cfg.tie_embeddings or cfg.n_scores else cfg.vocab_size
     rows += cfg.context_length if cfg.positions == "learned" else 0
     return rows * cfg.d_model
 

@@ -24,6 +24,10 @@ FORMATS: dict[str, dict[str, Any]] = {
     "gpt2": {"norm": "layer", "positions": "learned", "mlp": "gelu", "qk_norm": False, "bias": True},
 }
 ARCHITECTURES = {"qwen3": "Qwen3ForCausalLM", "llama": "LlamaForCausalLM", "gpt2": "GPT2LMHeadModel"}
+SCORERS = {
+    kind: re.sub("(ForCausalLM|LMHeadModel)$", "ForSequenceClassification", name)
+    for kind, name in ARCHITECTURES.items()
+}
 
 # Buffers that older files carry and that follow from the configuration.
 DERIVED = re.compile(r"(rotary_emb\.inv_freq|\.attn\.bias|\.attn\.masked_bias)$")
@@ -42,6 +46,7 @@ GPT2_TOP = {
     "model.norm.weight": "transformer.ln_f.weight",
     "model.norm.bias": "transformer.ln_f.bias",
     "lm_head.weight": "lm_head.weight",
+    "score.weight": "score.weight",
 }
 
 
@@ -84,7 +89,7 @@ def hf_config(
     """The content of config.json; `dtype` is that of the stored weights. Raises UserError as `hf_format`."""
     kind = hf_format(cfg)
     common = {
-        "architectures": [ARCHITECTURES[kind]],
+        "architectures": [SCORERS[kind] if cfg.n_scores else ARCHITECTURES[kind]],
         "model_type": kind,
         "vocab_size": cfg.vocab_size,
         "tie_word_embeddings": cfg.tie_embeddings,
@@ -95,6 +100,11 @@ def hf_config(
         "torch_dtype": dtype,  # the name that transformers 4, vLLM and llama.cpp read
         "use_cache": True,
     }
+    if cfg.n_scores:  # transformers counts labels by their names
+        common |= {
+            "id2label": {str(i): f"score_{i}" for i in range(cfg.n_scores)},
+            "label2id": {f"score_{i}": i for i in range(cfg.n_scores)},
+        }
     if kind == "gpt2":
         return common | {
             "n_layer": cfg.n_layers,
@@ -165,6 +175,7 @@ def config_from_hf(config: Mapping[str, Any]) -> ModelConfig:
         norm_eps=float(config.get("rms_norm_eps", 1e-6)),
         bias=bias,
         tie_embeddings=bool(config.get("tie_word_embeddings", False)),
+        n_scores=_n_scores(config),
     )
 
 
@@ -190,7 +201,14 @@ def _gpt2_config(config: Mapping[str, Any]) -> ModelConfig:
         mlp="gelu",
         bias=True,
         tie_embeddings=bool(config.get("tie_word_embeddings", True)),
+        n_scores=_n_scores(config),
     )
+
+
+def _n_scores(config: Mapping[str, Any]) -> int:
+    """Outputs of a sequence classifier; 0 for a language model."""
+    is_scorer = any(name in SCORERS.values() for name in config.get("architectures") or [])
+    return len(config.get("id2label") or {}) or int(config.get("num_labels", 2)) if is_scorer else 0
 
 
 def _number(config: Mapping[str, Any], key: str) -> int:
@@ -243,7 +261,8 @@ def from_hf_state(cfg: ModelConfig, state: Mapping[str, Tensor]) -> dict[str, Te
 def _from_gpt2_state(cfg: ModelConfig, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     # The files of the original GPT-2 were saved from the base model and lack the prefix.
     state = {
-        k if k.startswith(("transformer.", "lm_head.")) else f"transformer.{k}": v for k, v in state.items()
+        k if k.startswith(("transformer.", "lm_head.", "score.")) else f"transformer.{k}": v
+        for k, v in state.items()
     }
     rename = {theirs: ours for ours, theirs in GPT2_TOP.items()}
     for layer in range(cfg.n_layers):

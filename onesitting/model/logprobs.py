@@ -40,7 +40,7 @@ class _CrossEntropySum(torch.autograd.Function):
         loss = torch.zeros((), dtype=torch.float32, device=hidden.device)
         d_hidden = torch.zeros_like(hidden) if need_hidden else None
         d_weight = torch.zeros_like(weight, dtype=torch.float32) if need_weight else None
-        for index in rows.split(_chunk_rows(weight)):
+        for index in rows.split(chunk_rows(weight)):
             h, target = hidden[index], targets[index][:, None]
             logits = F.linear(h, weight).float()  # (C, V)
             probs = logits.softmax(dim=1)
@@ -67,7 +67,7 @@ class _CrossEntropySum(torch.autograd.Function):
         return d_hidden, d_weight, None
 
 
-def _chunk_rows(weight: Tensor) -> int:
+def chunk_rows(weight: Tensor) -> int:
     """Tokens whose logits are held at once; fewer than 64 would starve the matrix products."""
     logits = CHUNK_LOGITS if weight.device.type == "cpu" else DEVICE_CHUNK_LOGITS
     return max(64, logits // weight.shape[0])
@@ -82,7 +82,7 @@ def token_logprobs(hidden: Tensor, weight: Tensor, targets: Tensor, temperature:
     if not temperature > 0:
         raise ValueError(f"temperature is {temperature}; log-probabilities need a positive one")
     weight = weight.to(hidden.dtype)
-    rows = _chunk_rows(weight)
+    rows = chunk_rows(weight)
     pieces: list[Tensor] = []
     for h, target in zip(hidden.split(rows), targets.split(rows), strict=True):
         logits = F.linear(h, weight).float() / temperature  # (C, V)

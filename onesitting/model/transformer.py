@@ -214,7 +214,9 @@ class Transformer(nn.Module):
         check_shape(cfg)
         self.cfg = cfg
         self.model = Trunk(cfg)
-        self.lm_head = None if cfg.tie_embeddings else Linear(cfg.d_model, cfg.vocab_size, bias=False)
+        untied = not cfg.tie_embeddings and not cfg.n_scores
+        self.lm_head = Linear(cfg.d_model, cfg.vocab_size, bias=False) if untied else None
+        self.score = Linear(cfg.d_model, cfg.n_scores, bias=False) if cfg.n_scores else None
         self.frozen_base: tuple[str, str] | None = None
         """(folder, SHA-256) of the weights under adapters (lora.py): checkpoints refer to them."""
         if seed is not None:
@@ -300,6 +302,8 @@ class Transformer(nn.Module):
                 parameter.zero_()
             elif "embed" in name:
                 normal_(parameter, 0.02 if self.cfg.tie_embeddings else 1.0)
+            elif name == "score.weight":
+                normal_(parameter, 0.02)
             elif name == "lm_head.weight":
                 normal_(parameter, 0.001)
             else:

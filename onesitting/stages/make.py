@@ -72,4 +72,14 @@ def make_stage(name: str, inputs: StageInputs) -> PipelineStage:
         from onesitting.stages.grpo import GRPOStage
 
         return GRPOStage(cfg, tokenizer, plan, ranks, inputs.start)
+    if name == "reward":
+        from onesitting.stages.reward import RewardStage
+
+        assert inputs.preferences is not None
+        return RewardStage(cfg, tokenizer, inputs.preferences, plan, ranks)
+    if name == "distill":
+        from onesitting.stages.distill import DistillStage
+
+        assert inputs.chat is not None
+        return DistillStage(cfg, tokenizer, inputs.chat, plan, ranks, folder=inputs.folder)
     raise UserError(f"there is no stage '{name}'")
