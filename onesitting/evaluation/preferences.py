@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from onesitting.config import RunConfig
-from onesitting.data.preference_rows import PreferenceBatch, n_preference_rows, preference_rows
+from onesitting.data.preference_rows import PreferenceBatch, preference_rows
 from onesitting.data.sources import WORLD
 from onesitting.data.tokens import PreferenceFile
 from onesitting.data.world import World
@@ -52,8 +52,8 @@ def held_out_batches(
     micro_rows: int,
     whole: bool = False,
 ) -> Iterable[PreferenceBatch]:
-    """The first rows of held-out preferences, at most max_tokens places of them but one row at least."""
-    n_rows = n_preference_rows(file, row_length=row_length, seed=seed, paired=paired, whole=whole)
+    """The first rows of held-out preferences, at most max_tokens places of them but one row, where there are any."""
+    n_rows = len(file.pack(row_length, seed, paired, whole)[1]) - 1
     sides = 2 if paired else 1
     n_rows = min(n_rows, max(1, max_tokens // (sides * row_length)))
     step = max(1, micro_rows // sides)
@@ -122,18 +122,16 @@ def compare_models(
     right where that of `before` is not, ties as halves.
     """
     max_tokens = cfg.evaluation.val_tokens
-    pairs: list[PreferenceBatch] = []
-    if val.n_inputs(row_length).reshape(-1, 2).min(axis=1).any():  # single replies cannot be ranked
-        pairs = list(
-            held_out_batches(
-                val,
-                row_length=row_length,
-                paired=True,
-                seed=cfg.seed,
-                max_tokens=max_tokens,
-                micro_rows=micro_rows,
-            )
+    pairs = list(  # none where only single replies were held out, which cannot be ranked
+        held_out_batches(
+            val,
+            row_length=row_length,
+            paired=True,
+            seed=cfg.seed,
+            max_tokens=max_tokens,
+            micro_rows=micro_rows,
         )
+    )
     prompts: list[dict[str, Any]] = []
     if WORLD in cfg.preferences:
         prompts = list(World(cfg.seed).prompts("val", cfg.evaluation.suite_items))

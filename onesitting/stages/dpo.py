@@ -243,6 +243,8 @@ class DPOStage:
             else:
                 rewards = self.cfg.dpo.beta * (policy - self.reference("val").of(batch, model))
             values.append(torch.stack([rewards, policy, (batch.sides % 2 == 0).float()]).cpu())
+        if not values:  # no held-out preference fits into a row
+            return {}
         rewards, logprobs, chosen = torch.cat(values, dim=1)
         if self.paired:
             n_pairs = len(rewards) // 2

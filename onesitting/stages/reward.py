@@ -126,9 +126,10 @@ class RewardStage:
             max_tokens=self.cfg.evaluation.val_tokens,
             micro_rows=self.plan.micro_batch_rows(self.row_length, self.cfg.reward.micro_batch_rows),
         )  # fmt: skip
-        scores = torch.cat(
-            [conversation_scores(model, batch.to(self.plan.torch_device)).cpu() for batch in batches]
-        )
+        found = [conversation_scores(model, batch.to(self.plan.torch_device)).cpu() for batch in batches]
+        if not found:  # no held-out pair fits into a row
+            return {}
+        scores = torch.cat(found)
         n_pairs = len(scores) // 2
         return {
             "preference_accuracy": count_wins(scores) / n_pairs,
