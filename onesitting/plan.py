@@ -37,6 +37,7 @@ START_S = 4.0  # Python, torch and the first look at the machine
 WORLD_BYTES_PER_S = 5.0e6
 TOKENIZER_BYTES_PER_S = 2.5e6
 PREPARE_BYTES_PER_S = 8.0e6
+WORLD_PAIR_BYTES = 1300.0  # both conversations of a pair, their prompt twice
 BYTES_PER_TOKEN = 3.5  # of English prose with a few thousand entries; a run's own is in tokens.json
 SUITE_MAX_S = 40.0  # one pass of the question suite, at most, until one has been timed
 COMPRESSION = {".gz": 3.0, ".zst": 3.0, ".parquet": 2.0}  # text bytes in a byte of such a file, about
@@ -175,13 +176,20 @@ def _row_length(settings: StageConfig, model: ModelConfig) -> int:
 def text_bytes(cfg: RunConfig, stage: str) -> float | None:
     """Bytes of a stage's text, estimated from the sizes of files; None where a hub holds some of it."""
     total = 0.0
-    if stage not in ("pretrain", "sft"):  # the others read little text, or make their own
-        return total
-    for spec in cfg.data if stage == "pretrain" else cfg.chat:
+    told = cfg.corpus.world_mb * 1e6
+    read = {  # stage -> what it reads, bytes of that if the world writes it (it talks half as much as it tells)
+        "pretrain": (cfg.data, told),
+        "sft": (cfg.chat, told / 2),
+        "distill": (cfg.chat, told / 2),
+        "dpo": (cfg.preferences, cfg.corpus.world_pairs * WORLD_PAIR_BYTES),
+        "reward": (cfg.preferences, cfg.corpus.world_pairs * WORLD_PAIR_BYTES),
+    }
+    specs, world_bytes = read.get(stage, ((), 0.0))  # the others make their own
+    for spec in specs:
         if spec.startswith("hub:"):
             return None
-        if spec == "world":  # it talks half as much as it tells
-            total += cfg.corpus.world_mb * 1e6 * (1.0 if stage == "pretrain" else 0.5)
+        if spec == "world":
+            total += world_bytes
         else:
             total += sum(path.stat().st_size * COMPRESSION.get(path.suffix, 1.0) for path in expand(spec))
     return total
@@ -195,7 +203,12 @@ def _phases_before(cfg: RunConfig, run: RunFolder) -> list[tuple[str, float]]:
         writing_s = size / WORLD_BYTES_PER_S if "world" in cfg.data else 0.0
         phases.append(("tokenizer", writing_s + size / TOKENIZER_BYTES_PER_S))
     seconds = 0.0
-    for stage, specs, folder in (("pretrain", cfg.data, "text"), ("sft", cfg.chat, "chat")):
+    prepared = (
+        ("pretrain", cfg.data, "text"),
+        ("sft", cfg.chat, "chat"),
+        ("dpo", cfg.preferences, "preferences"),
+    )
+    for stage, specs, folder in prepared:
         if stage in cfg.stages and not (run.data / folder).exists():
             size = text_bytes(cfg, stage) or 0.0
             seconds += size / PREPARE_BYTES_PER_S + (size / WORLD_BYTES_PER_S if "world" in specs else 0.0)
@@ -237,8 +250,9 @@ def _stages(
         tokens = tokens or round(left * shares[name] / sum(shares.values()) * speed)
         available = text_bytes(cfg, name)
         passes = tokens * BYTES_PER_TOKEN / available if available else None
-        if name == "sft" and passes and cfg.sft.max_epochs and passes > cfg.sft.max_epochs:
-            tokens, passes = round(tokens * cfg.sft.max_epochs / passes), cfg.sft.max_epochs
+        max_epochs: float = getattr(settings, "max_epochs", 0.0)
+        if passes and max_epochs and passes > max_epochs:
+            tokens, passes = round(tokens * max_epochs / passes), max_epochs
         step = step_tokens(cfg, name)
         tokens = max(1, tokens // step) * step
         stages.append(

@@ -26,6 +26,10 @@ MAY_CHANGE = (
 ADAPTER_SETTINGS = ("lora.", "optim.adapter_lr")
 """Settings that belong to the stage that is about to begin: stages before it may have trained all weights."""
 
+PREFERENCE_STAGES = ("dpo", "reward")
+PREFERENCE_SETTINGS = ("preferences", "corpus.world_pairs")
+"""Settings that these stages alone read: one that is added to a run may learn from other preferences."""
+
 
 def own_budget(cfg: RunConfig, stage: str) -> Budget | None:
     """The budget of a stage that was added to a run; None for one that shares the run's."""
@@ -82,7 +86,13 @@ def claim(folder: RunFolder, cfg: RunConfig) -> None:
     free = _sections((stage for stage in get_args(StageName) if stage not in begun), begun)
     coming = _sections((stage for stage in cfg.stages if stage not in begun), begun)
     if coming:  # each stage's own are in its summary.json
-        free, coming = (*free, *ADAPTER_SETTINGS), (*coming, *ADAPTER_SETTINGS)
+        added = ADAPTER_SETTINGS
+        under_way = [s for s in begun if not (folder.stage(s).path / "summary.json").is_file()]
+        if set(cfg.stages).difference(begun) & set(PREFERENCE_STAGES) and not set(under_way) & set(
+            PREFERENCE_STAGES
+        ):
+            added += PREFERENCE_SETTINGS
+        free, coming = (*free, *added), (*coming, *added)
     changed = {name: value for name, value in here.items() if value != there.get(name)}
     longest = max(there["stages"], here["stages"], key=len)
     if (
