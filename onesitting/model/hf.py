@@ -100,11 +100,7 @@ def hf_config(
         "torch_dtype": dtype,  # the name that transformers 4, vLLM and llama.cpp read
         "use_cache": True,
     }
-    if cfg.n_scores:  # transformers counts labels by their names
-        common |= {
-            "id2label": {str(i): f"score_{i}" for i in range(cfg.n_scores)},
-            "label2id": {f"score_{i}": i for i in range(cfg.n_scores)},
-        }
+    common |= _labels(cfg.n_scores)
     if kind == "gpt2":
         return common | {
             "n_layer": cfg.n_layers,
@@ -203,6 +199,12 @@ def _gpt2_config(config: Mapping[str, Any]) -> ModelConfig:
         tie_embeddings=bool(config.get("tie_word_embeddings", True)),
         n_scores=_n_scores(config),
     )
+
+
+def _labels(n_scores: int) -> dict[str, Any]:
+    """Names of a scorer's outputs, by which transformers counts them; nothing for a language model."""
+    names = {str(i): f"score_{i}" for i in range(n_scores)}
+    return {"id2label": names, "label2id": {name: int(i) for i, name in names.items()}} if n_scores else {}
 
 
 def _n_scores(config: Mapping[str, Any]) -> int:

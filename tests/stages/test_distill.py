@@ -43,8 +43,8 @@ def test_divergences_equal_values_computed_by_hand() -> None:
 @pytest.mark.parametrize("kind", ["forward", "reverse", "jsd"])
 def test_equal_distributions_are_no_distance_apart(kind: Any) -> None:
     logprobs = torch.randn(5, 9, generator=torch.Generator().manual_seed(0)).log_softmax(-1)
-    assert divergence(logprobs, logprobs, kind).abs().max() < 1e-6
-    assert (divergence(logprobs, logprobs.flip(0), kind) >= 0).all()
+    assert divergence(logprobs, logprobs, kind).abs().max() < 1e-5
+    assert (divergence(logprobs, logprobs.flip(0), kind) > 0.01).sum() >= 4, "all but the row in the middle"
 
 
 def tensors() -> dict[str, torch.Tensor]:
@@ -109,7 +109,7 @@ def words() -> Tokenizer:
 @pytest.fixture(scope="module")
 def teacher(tmp_path_factory: pytest.TempPathFactory, words: Tokenizer) -> Path:
     return tiny.trained_start(
-        tmp_path_factory.mktemp("teacher"), words, tiny.shape(words.vocab_size, n_layers=1)
+        tmp_path_factory.mktemp("teacher"), words, tiny.shape(words.vocab_size, n_layers=1), noise=0.4
     )
 
 
@@ -244,8 +244,7 @@ def test_the_student_comes_closer_to_its_teacher_and_resumes_bit_for_bit(
     resumed, again, _ = train(tmp_path / "cut", -1)
     assert again == losses
     assert all(torch.equal(p, resumed.get_parameter(n)) for n, p in whole.named_parameters())
-    assert (
-        stage.evaluate(whole.eval())["teacher_kl_nats"]
-        < 0.7 * stage.evaluate(student(words))["teacher_kl_nats"]
-    )
+    with torch.no_grad():
+        after, before = (stage.evaluate(model)["teacher_kl_nats"] for model in (whole.eval(), student(words)))
+    assert after < 0.9 * before
     assert np.isfinite(losses).all()

@@ -67,12 +67,12 @@ def preferences(folder: Path, words: Tokenizer, records: list[dict[str, Any]]) -
     )
 
 
-def trained_start(folder: Path, words: Tokenizer, cfg: ModelConfig) -> Path:
+def trained_start(folder: Path, words: Tokenizer, cfg: ModelConfig, noise: float = 0.05) -> Path:
     """A model folder with weights that no initialisation gives: all of them matter."""
     model = Transformer(cfg, seed=0)
     generator = torch.Generator().manual_seed(9)
     with torch.no_grad():
         for parameter in model.parameters():
-            parameter.add_(0.05 * torch.randn(parameter.shape, generator=generator))
+            parameter.add_(noise * torch.randn(parameter.shape, generator=generator))
     save_model(folder / "start", model, words)
     return folder / "start"

@@ -1,0 +1,48 @@
+"""Which settings a stage that is added to a run may bring with it."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from onesitting.config import RunConfig
+from onesitting.errors import UserError
+from onesitting.recipe import load_recipe, resolve
+from onesitting.run_settings import claim
+from onesitting.runlog import RunFolder, append_jsonl, write_atomic
+
+
+def finished(folder: RunFolder, stage: str, *, done: bool = True) -> None:
+    append_jsonl(folder.stage(stage).metrics_path, {"step": 1})
+    if done:
+        write_atomic(folder.stage(stage).path / "summary.json", "{}\n")
+
+
+def test_an_added_stage_may_learn_from_other_preferences(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path / "mine")
+    cfg = RunConfig(name="mine", out=str(tmp_path))
+    claim(folder, cfg)
+    for stage in cfg.stages:
+        finished(folder, stage)
+    added = replace(cfg, stages=("pretrain", "sft", "dpo"), preferences=("pairs.jsonl",))
+    claim(folder, added)
+    assert resolve(load_recipe(folder.path)).preferences == ("pairs.jsonl",)
+    finished(folder, "dpo", done=False)
+    other = replace(added, stages=(*added.stages, "reward"), preferences=("other.jsonl",))
+    with pytest.raises(UserError, match="preferences is"):
+        claim(folder, other)
+    finished(folder, "dpo")
+    claim(folder, other)
+    assert resolve(load_recipe(folder.path)).stages == ("pretrain", "sft", "dpo", "reward")
+
+
+def test_a_run_whose_folder_is_named_like_a_recipe_is_read_from_its_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    folder = RunFolder(Path("demo"))
+    cfg = RunConfig(name="demo", out=".", seed=7)
+    claim(folder, cfg)
+    claim(folder, cfg)
+    with pytest.raises(UserError, match="seed is 7 there"):
+        claim(folder, replace(cfg, seed=8))
