@@ -113,21 +113,20 @@ class DistillStage:
         return batches
 
     def own_rows(self, model: Transformer, step: int, row_length: int) -> Batch:
-        """Conversations whose replies the student writes: a function of (weights, seed, step, rank)."""
-        rng = np.random.default_rng([self.cfg.seed, step, self.ranks.rank, 7])
-        _, count = rank_share(self.n_own, self.ranks.rank, self.ranks.world)
+        """Conversations whose replies the student writes: a function of (weights, seed, step), shared by the ranks."""
+        file, rng = self.chat.train, np.random.default_rng([self.cfg.seed, step, 7])
         # About as many conversations as fill the rows, by the mean length of those in the data.
-        mean = max(1, self.chat.train.n_tokens // self.chat.train.n_conversations)
-        n = max(1, count * row_length // mean)
-        prompts = [
-            self.chat.train.prompt(int(i)) for i in rng.integers(0, self.chat.train.n_conversations, n)
-        ]
-        prompts = [prompt for prompt in prompts if len(prompt) < row_length]
-        seed = int(rng.integers(2**31))
+        n = max(1, self.n_own * row_length * file.n_conversations // max(1, file.n_tokens))
+        chosen, seed = rng.integers(0, file.n_conversations, n), int(rng.integers(2**31))
+        offset, count = rank_share(n, self.ranks.rank, self.ranks.world)
+        indices = range(offset, offset + count)
+        prompts = [file.prompt(int(chosen[i]))[: row_length - 1] for i in indices]
         sampling = Sampling(temperature=1.0, max_tokens=min(GENERATED_TOKENS, row_length), seed=seed)
         model.eval()
         with self.plan.autocast():
-            done = generate(model, self.tokenizer, prompts, sampling, self.tokenizer.stop_ids)
+            done = generate(
+                model, self.tokenizer, prompts, sampling, self.tokenizer.stop_ids, indices=indices
+            )
         model.train()
         examples = []
         for prompt, reply in zip(prompts, done, strict=True):

@@ -146,14 +146,14 @@ def gradients(stage: DistillStage, model: Transformer) -> tuple[float, dict[str,
     return total, {n: p.grad for n, p in model.named_parameters() if p.grad is not None}, n_units
 
 
-@pytest.mark.parametrize("k", [0, 4])
+@pytest.mark.parametrize("changes", [{}, {"top_k": 4}, {"on_policy": 0.5}], ids=str)
 def test_accumulation_and_processes_change_no_gradient(
-    tmp_path: Path, words: Tokenizer, teacher: Path, k: int
+    tmp_path: Path, words: Tokenizer, teacher: Path, changes: dict[str, Any]
 ) -> None:
-    whole = gradients(make(tmp_path / "a", words, teacher, micro_batch_rows=8, top_k=k), student(words))
-    small = gradients(make(tmp_path / "b", words, teacher, top_k=k), student(words))
+    whole = gradients(make(tmp_path / "a", words, teacher, micro_batch_rows=8, **changes), student(words))
+    small = gradients(make(tmp_path / "b", words, teacher, **changes), student(words))
     parts = [
-        gradients(make(tmp_path / str(r), words, teacher, Ranks(rank=r, world=2), top_k=k), student(words))
+        gradients(make(tmp_path / str(r), words, teacher, Ranks(rank=r, world=2), **changes), student(words))
         for r in (0, 1)
     ]
     assert whole[2] == small[2] == parts[0][2] + parts[1][2]
