@@ -30,7 +30,8 @@ PLAIN_NAMES = {
 
 def describe_limits(cfg: RunConfig, stages: Sequence["StageReport"]) -> list[str]:
     """Sentences for the report card: size, knowledge, memory, then each ability from the weakest."""
-    done = [stage for stage in stages if stage.status == "done"]
+    # A reward model writes nothing: what the run can do is the model's before it.
+    done = [stage for stage in stages if stage.status == "done" and stage.stage != "reward"]
     if not done:
         return ["No stage is done, so nothing is known about this model yet."]
     return [

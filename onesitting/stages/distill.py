@@ -85,7 +85,7 @@ class DistillStage:
         self.n_rows = max(1, settings.step_tokens // self.row_length)
         self.n_own = round(self.n_rows * settings.on_policy)
         self.cycle = 1 if self.n_own else 0
-        self.teacher, self.teacher_folder = load_teacher(cfg, tokenizer, plan)
+        self.teacher, self.teacher_folder = load_teacher(cfg, tokenizer, plan, self.row_length)
         self.kept: KeptLogits | None = None
         if settings.top_k:
             identity = f"{model_identity(self.teacher_folder)}/{settings.temperature}/{plan.dtype}"
@@ -151,6 +151,11 @@ class DistillStage:
     def loss_sum(self, model: Transformer, batch: DistillBatch) -> tuple[Tensor, dict[str, Tensor]]:
         """Sum of the tokens' losses, and the sums of cross-entropies and divergences that it is made of."""
         settings, inputs = self.cfg.distill, batch.batch
+        if model.cfg.vocab_size != self.teacher.cfg.vocab_size:
+            raise UserError(
+                f"the student's embedding has {model.cfg.vocab_size:,} rows and the teacher's "
+                f"{self.teacher.cfg.vocab_size:,}; set model.vocab_size = {self.teacher.cfg.vocab_size}"
+            )
         trained = inputs.targets != IGNORED
         hidden = model.hidden(inputs.tokens, doc_ids=inputs.doc_ids, positions=inputs.positions)[trained]
         cross_entropy, divergence = distillation_sums(
@@ -226,8 +231,13 @@ class DistillStage:
         return write_samples(model, self.tokenizer, prompts, self.cfg.evaluation.sample_tokens, self.cfg.seed)
 
 
-def load_teacher(cfg: RunConfig, tokenizer: Tokenizer, plan: DevicePlan) -> tuple[Transformer, Path]:
-    """The frozen teacher and its folder. Raises UserError if it is not there or has another vocabulary."""
+def load_teacher(
+    cfg: RunConfig, tokenizer: Tokenizer, plan: DevicePlan, row_length: int
+) -> tuple[Transformer, Path]:
+    """The frozen teacher and its folder.
+
+    Raises UserError if it is not there, has another vocabulary, or cannot read rows that long.
+    """
     if not cfg.distill.teacher:
         raise UserError("distill.teacher is empty: name a run, one of its stages, or a Hugging Face folder")
     folder = find_model_folder(Path(cfg.distill.teacher).expanduser())
@@ -238,6 +248,11 @@ def load_teacher(cfg: RunConfig, tokenizer: Tokenizer, plan: DevicePlan) -> tupl
             f"distill.teacher = {cfg.distill.teacher!r}: its vocabulary is another than the student's "
             f"({theirs.vocab_size:,} and {tokenizer.vocab_size:,} entries), so their distributions cannot be compared; "
             f"train the student with --tokenizer.path {folder}, or learn from its text: onesitting distill-data"
+        )
+    if teacher.cfg.context_length < row_length:
+        raise UserError(
+            f"distill.teacher = {cfg.distill.teacher!r} reads at most {teacher.cfg.context_length} tokens, and the rows "
+            f"have {row_length}; set distill.context_length = {teacher.cfg.context_length}"
         )
     teacher.requires_grad_(False)
     return teacher, folder
