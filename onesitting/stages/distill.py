@@ -246,13 +246,13 @@ def load_teacher(
     if theirs.hash != tokenizer.hash:
         raise UserError(
             f"distill.teacher = {cfg.distill.teacher!r}: its vocabulary is another than the student's "
-            f"({theirs.vocab_size:,} and {tokenizer.vocab_size:,} entries), so their distributions cannot be compared; "
+            f"({theirs.vocab_size:,} and {tokenizer.vocab_size:,} entries), so they cannot be compared; "
             f"train the student with --tokenizer.path {folder}, or learn from its text: onesitting distill-data"
         )
     if teacher.cfg.context_length < row_length:
         raise UserError(
-            f"distill.teacher = {cfg.distill.teacher!r} reads at most {teacher.cfg.context_length} tokens, and the rows "
-            f"have {row_length}; set distill.context_length = {teacher.cfg.context_length}"
+            f"distill.teacher = {cfg.distill.teacher!r} reads at most {teacher.cfg.context_length} tokens, the "
+            f"rows have {row_length}; set distill.context_length = {teacher.cfg.context_length}"
         )
     teacher.requires_grad_(False)
     return teacher, folder
