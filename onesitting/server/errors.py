@@ -13,6 +13,8 @@ _KINDS = {
     415: "invalid_request_error",
     421: "invalid_request_error",
     429: "rate_limit_error",
+    431: "request_too_large",
+    505: "invalid_request_error",
     503: "overloaded_error",
 }
 

@@ -19,6 +19,9 @@ OPEN_PATHS = frozenset({"/healthz", "/readyz", "/", "/page.css", "/page.js"})
 BODY_TIMEOUT_S = 30.0
 """A client that has not sent its body by then is not waited for."""
 
+MAX_HEADER_BYTES = 16_384
+"""Names and values together; the parser bounds only headers that arrive in several pieces."""
+
 ROUTES = frozenset(
     {*OPEN_PATHS, "/metrics", "/openapi.json", "/v1/models", "/v1/chat/completions", "/v1/completions",
      "/v1/responses", "/v1/embeddings", "/v1/messages", "/v1/messages/count_tokens"}
@@ -85,6 +88,10 @@ class _Exchange:
 
     def check(self) -> None:
         """Raise ApiError for a request that must not go on."""
+        if self.scope["http_version"] not in ("1.0", "1.1"):
+            raise ApiError(505, "this server speaks HTTP/1.1")
+        if sum(len(name) + len(value) for name, value in self.scope["headers"]) > MAX_HEADER_BYTES:
+            raise ApiError(431, f"the headers are larger than {MAX_HEADER_BYTES} bytes")
         hosts = self.service.hosts
         names = [value for name, value in self.scope["headers"] if name.lower() == b"host"]
         if len(names) > 1 or (hosts and _host_name(self.headers.get("host", "")) not in hosts):

@@ -22,9 +22,9 @@ ADD: Any = {
 
 
 def ask(claude: anthropic.Anthropic, **more: Any) -> Any:
-    # top_k 1 is greedy, and so the same each time: this protocol has no seed.
+    body = {**GREEDY, **more.pop("extra_body", {})}
     return claude.messages.create(
-        **{"model": "tiny", "messages": HELLO, "max_tokens": 24, "top_k": 1, **more}
+        **{"model": "tiny", "messages": HELLO, "max_tokens": 24, "extra_body": body, **more}
     )
 
 
