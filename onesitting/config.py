@@ -93,6 +93,8 @@ class ModelConfig:
     """Use the embedding table as the output matrix."""
     n_scores: int = 0
     """Numbers that a head gives a text instead of next-token logits; set by the reward stage."""
+    init: Literal["lookup", "plain"] = "lookup"
+    """Initial weights: two heads that begin by finding earlier copies of a token, or random weights alone."""
 
 
 @dataclass(frozen=True, kw_only=True)

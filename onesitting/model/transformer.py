@@ -22,6 +22,7 @@ from onesitting.config import ModelConfig
 from onesitting.errors import UserError
 from onesitting.model.kernels import attention, rms_norm, rotate
 from onesitting.model.logprobs import cross_entropy_sum
+from onesitting.model.wiring import can_wire, wire_lookup
 
 if TYPE_CHECKING:
     from onesitting.model.kv_cache import KVCache
@@ -308,6 +309,8 @@ class Transformer(nn.Module):
                 normal_(parameter, 0.001)
             else:
                 normal_(parameter, parameter.shape[1] ** -0.5)
+        if self.cfg.init == "lookup" and can_wire(self.cfg):
+            wire_lookup(self, generator)
 
 
 def compute_dtype(x: Tensor) -> torch.dtype:
