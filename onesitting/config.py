@@ -93,7 +93,7 @@ class ModelConfig:
     """Use the embedding table as the output matrix."""
     n_scores: int = 0
     """Numbers that a head gives a text instead of next-token logits; set by the reward stage."""
-    init: Literal["lookup", "plain"] = "lookup"
+    initial_weights: Literal["lookup", "plain"] = "lookup"
     """Initial weights: two heads that begin by finding earlier copies of a token, or random weights alone."""
 
 

@@ -309,7 +309,7 @@ class Transformer(nn.Module):
                 normal_(parameter, 0.001)
             else:
                 normal_(parameter, parameter.shape[1] ** -0.5)
-        if self.cfg.init == "lookup" and can_wire(self.cfg):
+        if self.cfg.initial_weights == "lookup" and can_wire(self.cfg):
             wire_lookup(self, generator)
 
 

@@ -61,7 +61,7 @@ def test_a_new_model_finds_what_followed_an_earlier_copy(shape: str, monkeypatch
 
 
 def test_plain_weights_find_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    cfg = ModelConfig(**{**vars(SHAPES["demo"]), "init": "plain"})
+    cfg = ModelConfig(**{**vars(SHAPES["demo"]), "initial_weights": "plain"})
     first, second, *_ = attention_of_first_heads(Transformer(cfg), repeated(cfg, 40), monkeypatch)
     assert first.diagonal(-1, 1, 2)[:, 5:].mean() < 0.1
     assert second.diagonal(-39, 1, 2)[:, 5:].mean() < 0.1
@@ -69,7 +69,9 @@ def test_plain_weights_find_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_only_the_first_two_layers_and_the_embedding_differ_from_plain_weights() -> None:
     wired = Transformer(SHAPES["demo"], seed=3).state_dict()
-    plain = Transformer(ModelConfig(**{**vars(SHAPES["demo"]), "init": "plain"}), seed=3).state_dict()
+    plain = Transformer(
+        ModelConfig(**{**vars(SHAPES["demo"]), "initial_weights": "plain"}), seed=3
+    ).state_dict()
     changed = {name for name in wired if not torch.equal(wired[name], plain[name])}
     part = "model.layers.{}.self_attn.{}.weight"
     first = {part.format(0, name) for name in ("q_proj", "k_proj", "v_proj", "o_proj", "q_norm")}
@@ -82,6 +84,8 @@ def test_only_the_first_two_layers_and_the_embedding_differ_from_plain_weights()
 )
 def test_shapes_that_cannot_be_wired_get_plain_weights(changed: dict[str, object]) -> None:
     values = {**vars(SHAPES["demo"]), **changed}
-    wired, plain = (Transformer(ModelConfig(**{**values, "init": init})) for init in ("lookup", "plain"))
+    wired, plain = (
+        Transformer(ModelConfig(**{**values, "initial_weights": init})) for init in ("lookup", "plain")
+    )
     for name, weight in plain.state_dict().items():
         assert torch.equal(wired.state_dict()[name], weight), name
