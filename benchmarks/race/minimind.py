@@ -11,7 +11,7 @@ import sys
 
 import numpy as np
 import torch
-from peer import Run, Tokens, autocast, count, mean_cross_entropy, parser
+from peer import Run, Tokens, autocast, count, mean_cross_entropy, parse, parser
 
 
 def main() -> None:
@@ -23,7 +23,7 @@ def main() -> None:
     made.add_argument("--batch-size", type=int, default=32)
     made.add_argument("--accumulation", type=int, default=8)
     made.add_argument("--learning-rate", type=float, default=5e-4)
-    options = made.parse_args()
+    options = parse(made, on_gpu=("bf16",))
     sys.path.insert(0, str(options.peer))
     from model.model_minimind import MiniMindConfig, MiniMindForCausalLM  # the peer's
 
@@ -35,7 +35,7 @@ def main() -> None:
     model = MiniMindForCausalLM(config).to(options.device).train()
     optimizer = torch.optim.AdamW(model.parameters(), lr=options.learning_rate)
     run = Run(options, tokens, count(model))
-    forward = torch.compile(model) if options.fast else model
+    forward = torch.compile(model) if options.compiled else model
     rows = tokens.document_rows(options.row_length - 1, rng)
     batches = updates = 0
 

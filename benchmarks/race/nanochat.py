@@ -14,7 +14,7 @@ import sys
 
 import numpy as np
 import torch
-from peer import Run, Tokens, count, parser
+from peer import Run, Tokens, count, parse, parser
 
 REFERENCE_BATCH = 2**19
 """Tokens in a step at which its rates are meant."""
@@ -28,8 +28,8 @@ def main() -> None:
     made.add_argument("--head-dim", type=int, default=64)
     made.add_argument("--row-length", type=int, default=512)
     made.add_argument("--step-tokens", type=int, default=16_384)
-    options = made.parse_args()
-    os.environ["NANOCHAT_DTYPE"] = "bfloat16" if options.fast else "float32"
+    options = parse(made, on_gpu=("bf16", "compiled"))
+    os.environ["NANOCHAT_DTYPE"] = "bfloat16" if options.bf16 else "float32"
     sys.path.insert(0, str(options.peer))
     from nanochat.gpt import GPT, GPTConfig  # the peer's; reads NANOCHAT_DTYPE
 
@@ -55,7 +55,7 @@ def main() -> None:
         matrix_lr=0.02 * rate_scale, weight_decay=decay,
     )  # fmt: skip
     run = Run(options, tokens, count(model))
-    forward = torch.compile(model, dynamic=False) if options.fast else model
+    forward = torch.compile(model, dynamic=False) if options.compiled else model
     rows = tokens.document_rows(options.row_length, rng)
     n_rows = max(1, options.step_tokens // options.row_length)
     done = 0

@@ -11,7 +11,7 @@ import sys
 
 import numpy as np
 import torch
-from peer import Run, Tokens, autocast, count, parser
+from peer import Run, Tokens, autocast, count, parse, parser
 
 
 def main() -> None:
@@ -23,7 +23,7 @@ def main() -> None:
     made.add_argument("--block-size", type=int, default=256)
     made.add_argument("--batch-size", type=int, default=12)
     made.add_argument("--learning-rate", type=float, default=1e-3)
-    options = made.parse_args()
+    options = parse(made, on_gpu=("bf16", "compiled"))
     sys.path.insert(0, str(options.peer))
     from model import GPT, GPTConfig  # the peer's
 
@@ -36,7 +36,7 @@ def main() -> None:
     model = GPT(config).to(options.device)
     optimizer = model.configure_optimizers(0.1, options.learning_rate, (0.9, 0.99), options.device)
     run = Run(options, tokens, count(model))
-    forward = torch.compile(model) if options.fast else model
+    forward = torch.compile(model) if options.compiled else model
     done = 0
 
     def step() -> None:

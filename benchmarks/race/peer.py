@@ -39,9 +39,21 @@ def parser(description: str) -> argparse.ArgumentParser:
     made.add_argument("--results", type=Path, required=True, help="JSON lines for the race")
     made.add_argument("--context", type=int, default=256, help="tokens in a window of validation [256]")
     made.add_argument("--validations", type=int, default=8, help="how often the loss is measured [8]")
-    made.add_argument("--fast", action="store_true", help="bfloat16 and torch.compile")
+    made.add_argument("--epochs", type=float, default=0.0, help="end after so many passes, not by the time")
+    made.add_argument("--fast", action="store_true", help="bfloat16 and torch.compile, whatever its defaults")
     made.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     return made
+
+
+def parse(made: argparse.ArgumentParser, on_gpu: tuple[str, ...]) -> argparse.Namespace:
+    """The options, with `bf16` and `compiled` set. On a processor peers run in float32, not compiled, unless --fast.
+
+    on_gpu: which of bf16 and compiled are the peer's default on a GPU.
+    """
+    options = made.parse_args()
+    default = on_gpu if options.device.startswith("cuda") else ()
+    options.bf16, options.compiled = (options.fast or name in default for name in ("bf16", "compiled"))
+    return options
 
 
 @dataclass
@@ -99,7 +111,10 @@ class Run:
 
     @property
     def progress(self) -> float:
-        """Part of the time that is used, compilation left out, in [0, 1]; the schedules of peers follow it."""
+        """Part of the run that is done, in [0, 1], by tokens with --epochs, else by the time, compilation left out; the
+        schedules of peers follow it."""
+        if self.options.epochs:
+            return min(1.0, self.n_tokens / (self.options.epochs * len(self.tokens.train)))
         used = time.perf_counter() - self.began - self.compile_s
         return min(1.0, used / self.options.seconds)
 
@@ -112,7 +127,7 @@ class Run:
     ) -> None:
         """Do steps until the time is up, with validations between them and one at the end.
 
-        With --fast the first step compiles: what it takes longer than the second is the compilation.
+        Where it is compiled, the first step does that: what it takes longer than the second is the compilation.
         """
         times: list[float] = []
         while self.progress < 1.0 or len(times) < 2:
@@ -122,7 +137,7 @@ class Run:
                 times.append(time.perf_counter() - began)
             if len(times) < 2:
                 continue
-            self.compile_s = max(0.0, times[0] - times[1]) if self.options.fast else 0.0
+            self.compile_s = max(0.0, times[0] - times[1]) if self.options.compiled else 0.0
             model.eval()
             self.validate_if_due(loss_of)
             model.train()
@@ -135,7 +150,9 @@ class Run:
             began = time.perf_counter()
             nats = validation_loss(self.tokens, self.options, loss_of)
             self.validation_s += time.perf_counter() - began
-            record = {"val_nats_per_token": nats, "tokens": self.n_tokens}
+            record: dict[str, Any] = {"val_nats_per_token": nats, "tokens": self.n_tokens}
+            if self.options.device.startswith("cuda"):
+                record["device_memory_bytes"] = torch.cuda.max_memory_allocated()
             self.report({**record, "validation_s": self.validation_s, "compile_s": self.compile_s})
 
     def report(self, record: dict[str, Any]) -> None:
@@ -185,8 +202,8 @@ def validation_loss(
 
 
 def autocast(options: argparse.Namespace) -> AbstractContextManager[Any]:
-    """bfloat16 with --fast, else the model's own float32."""
-    return torch.autocast(options.device, dtype=torch.bfloat16) if options.fast else nullcontext()
+    """bfloat16 where it is on, else the model's own float32."""
+    return torch.autocast(options.device, dtype=torch.bfloat16) if options.bf16 else nullcontext()
 
 
 def mean_cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:

@@ -56,7 +56,7 @@ def describe_machine(plan: DevicePlan) -> dict[str, Any]:
 
 
 def _table(limits: Limits) -> str:
-    rows = [["product (tokens x inner x outer)", "a pass", "forward", "input gradient", "weight gradient"]]
+    rows = [["product (inner x outer)", "a pass", "forward", "input gradient", "weight gradient"]]
     for one in limits.products:
         shape = f"{one.product.inner} x {one.product.outer}"
         rates = [_rate(rate) for rate in (one.forward, one.input_gradient, one.weight_gradient)]

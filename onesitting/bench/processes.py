@@ -17,7 +17,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import IO, Self
 
-POLL_S = 0.05
+POLL_S = 0.1
 """Seconds between two looks at a command's files and its clock."""
 TERM_S = 5.0
 """Seconds that a command has to end by itself after SIGTERM, before SIGKILL."""
@@ -120,12 +120,14 @@ def run_watched(
     limit_s: float,
     log: Path,
     environment: Mapping[str, str] | None = None,
+    memory_every_s: float = 0.1,
     on_line: Callable[[str, float], None] = lambda line, seconds: None,
     on_poll: Callable[[float], None] = lambda seconds: None,
 ) -> Ended:
     """Run a command in a process group of its own; whatever of it is left at its end or at limit_s is killed.
 
     log: gets its output, stdout and stderr together.
+    memory_every_s: between two looks at its memory; one takes the kernel some milliseconds for a large process.
     on_line: called with each line of output and the seconds since the start at which it arrived.
     on_poll: called about every POLL_S with the seconds since the start, and once after the end.
     Raises OSError if the command cannot be started.
@@ -149,7 +151,7 @@ def run_watched(
     reader.start()
     timed_out = False
     try:
-        with MemoryWatch(process.pid, every_s=0.25) as watch:
+        with MemoryWatch(process.pid, memory_every_s) as watch:
             while process.poll() is None:
                 _hand_over(lines, on_line)
                 on_poll(time.perf_counter() - began)

@@ -155,7 +155,7 @@ def run_one(race: Race, runner: Runner, seed: int, course: Course, out: Path) ->
     try:
         ended = run_watched(
             command, cwd=cwd, limit_s=seconds + runner.grace_s, log=folder / "output.log",
-            environment=runner.environment, on_line=reports.line, on_poll=reports.poll,
+            environment=runner.environment, memory_every_s=1.0, on_line=reports.line, on_poll=reports.poll,
         )  # fmt: skip
     except OSError as error:
         raise UserError(f"runner {runner.name}: '{command[0]}' cannot be started: {error.strerror}") from None
@@ -239,13 +239,19 @@ def _filled(word: str, values: dict[str, str]) -> str:
 
 
 def _with_our_summary(result: Result, summary: Path) -> Result:
-    """Parameters and compilation of our own run, which it writes at its end; other runners report them."""
+    """What our own run writes at its end and other runners report: parameters, compilation, an accelerator's memory."""
     if not (result.is_ours and summary.is_file()):
         return result
     values = json.loads(summary.read_text())
     compile_s = values["seconds_setup"] if values.get("compiled") else 0.0
     points = tuple(replace(point, compile_s=compile_s) for point in result.points)
-    return replace(result, points=points, n_parameters=values["n_parameters"])
+    on_device = values.get("device_kind", "cpu") != "cpu"
+    return replace(
+        result,
+        points=points,
+        n_parameters=values["n_parameters"],
+        device_memory_bytes=values["peak_memory_bytes"] if on_device else 0,
+    )
 
 
 @dataclass

@@ -112,6 +112,8 @@ class Standing:
     validation_s: float
     """Longest time of all validations of one run."""
     peak_memory_bytes: int
+    """Of the process tree, main memory."""
+    device_memory_bytes: int
     n_parameters: int
     failed: int
     """Runs that ended with an error before their time was up."""
@@ -149,6 +151,7 @@ def standings(results: Sequence[Result], targets: Mapping[str, float]) -> list[S
                 compile_s=max((point.compile_s for point in points), default=0.0),
                 validation_s=max((point.validation_s for point in points), default=0.0),
                 peak_memory_bytes=max(r.peak_memory_bytes for r in own),
+                device_memory_bytes=max(r.device_memory_bytes for r in own),
                 n_parameters=max(r.n_parameters for r in own),
                 failed=sum(r.exit_code != 0 and not r.timed_out for r in own),
             )

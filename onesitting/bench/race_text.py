@@ -62,7 +62,7 @@ def standing_rows(lines: Sequence[Standing], targets: Mapping[str, float]) -> li
                 _spread(line.tokens_per_s, 0),
                 f"{line.compile_s:.1f}",
                 f"{line.validation_s:.1f}",
-                f"{line.peak_memory_bytes / 1e6:,.0f} MB",
+                _memory(line),
                 f"{final.of if final else 0}{failed}",
             ]
         )
@@ -77,6 +77,11 @@ def ratio_rows(found: Sequence[Ratio]) -> list[list[str]]:
         cells = [ratio.target, f"{ratio.bits_per_byte:.4f}", ratio.runner, ratio.ours]
         rows.append([*cells, f"{ratio.times.mean:.2f} x", between])
     return rows
+
+
+def _memory(line: Standing) -> str:
+    device = f", device {line.device_memory_bytes / 1e6:,.0f} MB" if line.device_memory_bytes else ""
+    return f"{line.peak_memory_bytes / 1e6:,.0f} MB{device}"
 
 
 def _spread(value: Spread | None, digits: int) -> str:

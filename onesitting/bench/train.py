@@ -33,8 +33,8 @@ from onesitting.train.distributed import Ranks
 from onesitting.train.limit import CACHE, measure_matrix_limit
 from onesitting.train.loop import FitSettings, Loop
 
-WARM_STEPS = 2
-"""Steps after the first one, which may compile, that are not counted either."""
+LONG_STEP_S = 2.0
+"""Steps that take longer are measured in smaller numbers: a large model on a processor needs minutes otherwise."""
 PARTS = ("data", "forward", "backward", "optimizer")
 MEASURE_S = 10.0
 """Seconds of counted steps where their number is not given."""
@@ -135,14 +135,15 @@ def _make_loop(cfg: RunConfig, scratch: Path, cache: Path) -> tuple[Loop, str]:
 
 
 def _measure(loop: Loop, cfg: RunConfig, words: str, steps: int) -> TrainSpeed:
-    """Run the steps: the first, some to warm up, those that count, and as many with the stopwatch on."""
+    """Run the steps: the first, one to warm up, those that count, and half as many with the stopwatch on."""
     began = time.perf_counter()
     loop.train_step()
     first_s = time.perf_counter() - began
-    for _ in range(WARM_STEPS):
-        loop.train_step()
-    seconds, tokens = _counted_steps(loop, steps)
-    parts = _timed_parts(loop, max(3, len(seconds) // 2))
+    began = time.perf_counter()
+    loop.train_step()  # the first may have compiled; this one warms up
+    least = 3 if time.perf_counter() - began < LONG_STEP_S else 2
+    seconds, tokens = _counted_steps(loop, steps, least)
+    parts = _timed_parts(loop, max(least, len(seconds) // 2))
     model, stage = loop.model, loop.stage
     assert isinstance(stage, PretrainStage)
     began = time.perf_counter()
@@ -176,12 +177,12 @@ def _measure(loop: Loop, cfg: RunConfig, words: str, steps: int) -> TrainSpeed:
     )
 
 
-def _counted_steps(loop: Loop, steps: int) -> tuple[list[float], int]:
-    """Seconds of each counted step, and the real tokens of all of them."""
+def _counted_steps(loop: Loop, steps: int, least: int) -> tuple[list[float], int]:
+    """Seconds of each counted step, and the real tokens of all of them; at least `least` where steps is 0."""
     loop.parts.wait()
     seconds: list[float] = []
     tokens, end = loop.state.tokens, time.perf_counter() + MEASURE_S
-    while len(seconds) < steps or (not steps and (len(seconds) < 3 or time.perf_counter() < end)):
+    while len(seconds) < steps or (not steps and (len(seconds) < least or time.perf_counter() < end)):
         began = time.perf_counter()
         loop.train_step()
         seconds.append(time.perf_counter() - began)

@@ -98,7 +98,8 @@ def course(tmp_path_factory):
 def options(folder: Path, **changes) -> Namespace:
     given = {
         "train": folder / "train.bin", "val": folder / "val.bin", "tokens_json": folder / "tokens.json",
-        "n_val_tokens": 200, "context": 32, "device": "cpu", "seconds": 100.0, "validations": 4, "fast": False,
+        "n_val_tokens": 200, "context": 32,
+        "device": "cpu", "seconds": 100.0, "validations": 4, "fast": False, "epochs": 0.0,
     }  # fmt: skip
     return Namespace(**{**given, **changes})
 
@@ -173,3 +174,5 @@ def test_the_clock_leaves_compilation_out_and_spaces_validations_in_its_logarith
     run.compile_s = 150
     assert run.progress == pytest.approx(0.25, abs=0.01)
     assert run.total_steps(50) == pytest.approx(200, abs=2)
+    given.epochs, run.n_tokens = 2.0, len(run.tokens.train)
+    assert run.progress == 0.5
