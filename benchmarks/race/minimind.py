@@ -2,7 +2,7 @@
 
 Settings: batches of 32 rows of 340 tokens, AdamW with PyTorch's defaults at 5e-4, cosine to a tenth without warm-up,
 clipping at 1, gradients of 8 batches accumulated (`--accumulation 1` is kinder to a processor: 8 times the updates).
-Rows hold whole documents, as its data set has one text a row; they are filled up instead of padded, in its favour.
+Its data set truncates each text to a row and pads it; here rows are cuts of the whole text, in its favour.
 Ours to choose: 8 layers of width 224, and that the cosine ends with the race's time.
 """
 
@@ -36,7 +36,7 @@ def main() -> None:
     optimizer = torch.optim.AdamW(model.parameters(), lr=options.learning_rate)
     run = Run(options, tokens, count(model))
     forward = torch.compile(model) if options.compiled else model
-    rows = tokens.document_rows(options.row_length - 1, rng)
+    rows = tokens.epoch_rows(options.row_length - 1, rng)
     batches = updates = 0
 
     def step() -> None:

@@ -81,20 +81,13 @@ class Tokens:
         both = torch.from_numpy(cut)
         return both[:, :-1].contiguous(), both[:, 1:].contiguous()
 
-    def document_rows(self, length: int, rng: np.random.Generator) -> Iterator[Tensor]:
-        """Endless (length + 1,) int64 rows that begin with an end-of-text token and hold documents one after the
-        other, cut at the row's end: as in trainers that pack whole documents."""
-        starts = np.flatnonzero(np.asarray(self.train) == self.eos_id)
-        row: list[np.ndarray] = []
-        room = length + 1
+    def epoch_rows(self, length: int, rng: np.random.Generator) -> Iterator[Tensor]:
+        """Endless (length + 1,) int64 rows: the text laid end to end and cut, each epoch at other places, the rows in
+        random order. Every token is a target about once an epoch; nothing is cropped or padded."""
         while True:
-            for index in rng.permutation(len(starts) - 1):
-                document = self.train[starts[index] : min(starts[index + 1], starts[index] + room)]
-                row.append(np.asarray(document).astype(np.int64))
-                room -= len(row[-1])
-                if room == 0:
-                    yield torch.from_numpy(np.concatenate(row))
-                    row, room = [], length + 1
+            starts = np.arange(rng.integers(length), len(self.train) - length - 1, length)
+            for start in rng.permutation(starts):
+                yield torch.from_numpy(self.train[start : start + length + 1].astype(np.int64))
 
 
 class Run:

@@ -9,6 +9,7 @@ The folder of a race:
 """
 
 import json
+import math
 import re
 import shutil
 import sys
@@ -277,13 +278,13 @@ class Reports:
                 self.add(record, seconds)
 
     def add(self, record: dict[str, Any], seconds: float) -> None:
-        """Take a record; one with a validation loss becomes a point at `seconds`."""
+        """Take a record; one with a validation loss becomes a point at `seconds`. What is no number is no report."""
         values = record | record.get("evaluation", {})  # ours writes validations as a part of the record
-        self.now["validation_s"] += float(values.get("evaluation_s") or 0.0)
+        self.now["validation_s"] += _finite(values.get("evaluation_s")) or 0.0
         for name in RECORD:
-            if isinstance(value := values.get(name), int | float | str):
-                self.now[name] = float(value)
-        if values.get("val_nats_per_token") is not None:
+            if (value := _finite(values.get(name))) is not None:
+                self.now[name] = value
+        if _finite(values.get("val_nats_per_token")) is not None:
             self.points.append(
                 Point(
                     wall_s=seconds,
@@ -308,6 +309,18 @@ class Reports:
         whole = data.rfind(b"\n") + 1
         self._read[source] = start + whole
         for line in data[:whole].splitlines():
-            record = json.loads(line)
+            try:
+                record = json.loads(line)
+            except ValueError:
+                continue
             if isinstance(record, dict):
                 yield record
+
+
+def _finite(value: Any) -> float | None:
+    """A number, or the text of one, that is finite; else None."""
+    try:
+        number = float(value)
+    except (TypeError, ValueError):
+        return None
+    return number if math.isfinite(number) else None

@@ -102,7 +102,7 @@ def draw_race(results: Sequence[Result], targets: Mapping[str, float], title: st
         f'<rect width="{WIDTH}" height="{HEIGHT}" rx="10" fill="#ffffff"/>',
         svg.text(18, 26, f"{title}: bits per byte of held-out text against time", size=14, weight="600"),
     ]
-    points = [(p.seconds, p.bits_per_byte) for r in results for p in r.points if p.seconds > 0]
+    points = [point for result in results for point in _curve(result)]
     if not points:
         return "\n".join([*head, svg.text(LEFT, 80, "nothing reported", colour=svg.FAINT), "</svg>"]) + "\n"
     x_of = svg.scale(min(x for x, _ in points), max(x for x, _ in points), LEFT, RIGHT, log=True, margin=0.03)
@@ -116,7 +116,7 @@ def draw_race(results: Sequence[Result], targets: Mapping[str, float], title: st
         colour = COLOURS[index % len(COLOURS)]
         for result in results:
             if result.runner == name:
-                curve = [(p.seconds, p.bits_per_byte) for p in result.points if p.seconds > 0]
+                curve = _curve(result)
                 parts.append(svg.path(curve, x_of, y_of, colour, width=2.4 if is_ours else 1.5))
                 parts += [
                     f'<circle cx="{x_of(x):.1f}" cy="{y_of(y):.1f}" r="2.4" fill="{colour}"/>'
@@ -126,6 +126,11 @@ def draw_race(results: Sequence[Result], targets: Mapping[str, float], title: st
         parts.append(f'<rect x="{RIGHT + 18}" y="{y - 9}" width="10" height="10" rx="2" fill="{colour}"/>')
         parts.append(svg.text(RIGHT + 34, y, name, weight="600" if is_ours else "400"))
     return "\n".join([*parts, "</svg>"]) + "\n"
+
+
+def _curve(result: Result) -> list[svg.Point]:
+    """(seconds, bits per byte) of the points that a logarithmic picture can show."""
+    return [(p.seconds, p.bits_per_byte) for p in result.points if p.seconds > 0 and p.bits_per_byte > 0]
 
 
 def _axes(points: Sequence[svg.Point], x_of: svg.Scale, y_of: svg.Scale) -> list[str]:

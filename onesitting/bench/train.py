@@ -19,7 +19,7 @@ from torch.profiler import ProfilerActivity, profile
 
 from onesitting.bench.corpus import bench_corpus
 from onesitting.bench.limit import describe_machine, sized_model
-from onesitting.bench.processes import MemoryWatch
+from onesitting.bench.processes import MemoryWatch, tree_memory_bytes
 from onesitting.bench.tables import aligned
 from onesitting.checks import check_config
 from onesitting.config import RunConfig
@@ -91,18 +91,15 @@ def bench_train(
     cfg = replace(cfg, pretrain=replace(cfg.pretrain, short_context=0, short_fraction=0.0, chat_fraction=0.0))
     plan = plan_device(cfg.device, detect()).for_model(sized_model(cfg))
     with tempfile.TemporaryDirectory(prefix="onesitting-bench-") as scratch:
-        loop, words = _make_loop(cfg, Path(scratch), cache)
-        before = 0
-        if plan.device == "cpu":
-            with MemoryWatch(os.getpid()) as watch:
-                before = watch.peak_bytes
+        loop, words, before = _make_loop(cfg, Path(scratch), cache)
+        _forget_device_peak(plan.torch_device)
         with MemoryWatch(os.getpid()) as watch:
             speed = _measure(loop, cfg, words, steps)
         peak = watch.peak_bytes if plan.device == "cpu" else _device_peak(plan.torch_device)
         if profile_to is not None:
             _profile(loop, profile_to)
         loop.prefetch.close()
-    speed = replace(speed, memory_before_bytes=before, peak_memory_bytes=peak)
+    speed = replace(speed, memory_before_bytes=before if plan.device == "cpu" else 0, peak_memory_bytes=peak)
     print(f"{plan.describe()} · {speed.data}")
     print(_table(speed))
     if profile_to is not None:
@@ -113,8 +110,8 @@ def bench_train(
     return found
 
 
-def _make_loop(cfg: RunConfig, scratch: Path, cache: Path) -> tuple[Loop, str]:
-    """The loop of a pretraining stage that never ends, and where its text comes from."""
+def _make_loop(cfg: RunConfig, scratch: Path, cache: Path) -> tuple[Loop, str, int]:
+    """The loop of a pretraining stage that never ends, where its text comes from, and bytes in use before it."""
     tokenizer, data, words = bench_corpus(cfg, scratch)
     model_cfg = sized_model(cfg)
     if model_cfg.vocab_size < tokenizer.vocab_size:
@@ -122,6 +119,7 @@ def _make_loop(cfg: RunConfig, scratch: Path, cache: Path) -> tuple[Loop, str]:
     ranks = Ranks()
     plan = plan_device(cfg.device, detect(), ranks).for_model(model_cfg)
     plan.apply()
+    before = tree_memory_bytes(os.getpid())
     model = Transformer(model_cfg, seed=cfg.seed).to(plan.torch_device).train()
     stage = PretrainStage(cfg, tokenizer, data, None, plan, ranks)
     target = StepTarget(cfg.pretrain, row_length=stage.row_length, n_rows=stage.n_rows, tokens=10**12)
@@ -131,7 +129,7 @@ def _make_loop(cfg: RunConfig, scratch: Path, cache: Path) -> tuple[Loop, str]:
         flops_per_token=flops_per_token(model_cfg, stage.row_length),
         limit_flops_per_s=measure_matrix_limit(plan, model_cfg, cache),
     )
-    return Loop(stage, model, settings, cfg, StageFolder(scratch), plan, ranks, tokenizer), words
+    return Loop(stage, model, settings, cfg, StageFolder(scratch), plan, ranks, tokenizer), words, before
 
 
 def _measure(loop: Loop, cfg: RunConfig, words: str, steps: int) -> TrainSpeed:
@@ -202,6 +200,12 @@ def _timed_parts(loop: Loop, steps: int) -> dict[str, float]:
     loop.parts.is_on = False
     parts = {name: loop.parts.seconds.get(name, 0.0) / steps for name in PARTS}
     return {**parts, "other": max(0.0, step_s - sum(parts.values()))}
+
+
+def _forget_device_peak(device: torch.device) -> None:
+    """Count the highest memory from here on: measuring the limit took some, too."""
+    with contextlib.suppress(AttributeError, RuntimeError):
+        torch.get_device_module(device).reset_peak_memory_stats()
 
 
 def _device_peak(device: torch.device) -> int:
