@@ -368,3 +368,14 @@ def test_descendants_are_found_and_the_peak_stays_when_memory_is_given_back():
         child.wait()
     assert watch.peak_bytes > 1e6
     assert child.pid not in descendants(os.getpid())
+
+
+@pytest.mark.parametrize("name", ["cpu", "gpu"])
+def test_the_races_of_the_repository_can_be_read(name, monkeypatch):
+    for variable in ("PROSE", "NANOGPT", "MINIMIND", "NANOCHAT"):
+        monkeypatch.setenv(variable, "/somewhere")
+    race = load_race(Path(__file__).resolve().parents[2] / "benchmarks" / "race" / f"{name}.toml")
+    assert any(runner.is_ours for runner in race.runners)
+    for runner in race.runners:
+        ours = race.here / runner.recipe
+        assert not runner.recipe or runner.recipe == "26m" or ours.is_file()
