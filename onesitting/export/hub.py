@@ -56,8 +56,19 @@ def push(folder: Path, repository: str, *, private: bool = False) -> str:
         advice = {
             401: "the token is missing or wrong; run `hf auth login` or set HF_TOKEN",
             403: "the token may not write there; make one with write access, or push to your own name",
-        }.get(status, str(error).strip().splitlines()[0])
+        }.get(status, _first_line(error))
         raise UserError(f"--push {repository}: the hub answered {status}: {advice}") from None
-    except (OSError, errors.HFValidationError) as error:
-        raise UserError(f"--push {repository}: {str(error).strip().splitlines()[0]}; try again") from None
+    except errors.HFValidationError as error:
+        raise UserError(f"--push {repository}: {_first_line(error)}") from None
+    except Exception as error:
+        # What carries the requests differs between versions of the library: requests, httpx, httpx2.
+        if not isinstance(error, OSError) and not type(error).__module__.startswith("httpx"):
+            raise
+        raise UserError(
+            f"--push {repository}: the hub cannot be reached ({_first_line(error)}); try again"
+        ) from None
     return str(url)
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]

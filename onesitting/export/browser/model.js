@@ -170,7 +170,7 @@ export function choose(logits, temperature, uniform) {
 
 /** Pieces of the text of ids as they come; a character is never broken. */
 export async function* textOf(tokenizer, ids) {
-  const decoder = new TextDecoder();
+  const decoder = new TextDecoder("utf-8", { ignoreBOM: true });
   for await (const id of ids) {
     const piece = decoder.decode(tokenizer.bytes[id] ?? new Uint8Array(), { stream: true });
     if (piece) yield piece;
