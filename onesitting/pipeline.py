@@ -32,7 +32,7 @@ from onesitting.evaluation.suite import Mode, TaskResult, run_suite
 from onesitting.model.flops import count_parameters, flops_per_token
 from onesitting.model.lora import adapter_in_use, add_adapter, merge, n_adapter_parameters
 from onesitting.model.transformer import Transformer
-from onesitting.run_settings import claim, own_budget, total_seconds, with_stage
+from onesitting.run_settings import claim, n_passes, own_budget, total_seconds, with_stage
 from onesitting.runlog import RunFolder, StageFolder, write_atomic
 from onesitting.stages.make import PipelineStage, StageInputs, make_stage
 from onesitting.stages.reward import with_score_head
@@ -170,6 +170,8 @@ class Run:
             self.fit(name, folder)
         if self.reports:
             self.evaluate(name, folder)
+            if name == "dpo":
+                self.compare(name, folder)
 
     def fit(self, name: str, folder: StageFolder) -> None:
         """Train one stage through the loop; write its model and summary.json."""
@@ -275,13 +277,13 @@ class Run:
         if own is not None:
             if own.seconds is None:
                 return None
-            seconds = own.seconds - self.start_s - CLOSING_S - self.suite_seconds()
+            seconds = own.seconds - self.start_s - CLOSING_S - self.suite_seconds() * n_passes([name])
         elif left is None:
             return None
         else:
             later = self.stages[self.stages.index(name) :]
             left += self.clock.phases.get(name, 0.0)  # a resumed stage counts its earlier sittings itself
-            left -= self.suite_seconds() * len(later) if self.reports else 0.0
+            left -= self.suite_seconds() * n_passes(later) if self.reports else 0.0
             owned = [budget.seconds for s in later if (budget := own_budget(self.cfg, s)) is not None]
             shares = {s: stage_config(self.cfg, s).share for s in later if own_budget(self.cfg, s) is None}
             seconds = (left - sum(s or 0.0 for s in owned)) * shares[name] / sum(shares.values())
@@ -343,9 +345,7 @@ class Run:
             return
         short = (self.clock.budget_s or math.inf) < BASE_SUITE_FROM_S
         if short and not self.only and name != self.stages[-1]:
-            self.say(
-                f"{name} · no question suite here: in less than {BASE_SUITE_FROM_S} s there is none to spare"
-            )
+            self.say(f"{name} · no question suite here: below {BASE_SUITE_FROM_S} s there is no time for it")
             return
         with self.clock.phase(f"evaluate {name}"):
             if self.ranks.rank == 0:
@@ -358,23 +358,25 @@ class Run:
                     results = run_suite(model, self.tokenizer, items, mode=mode)
                 write_atomic(path, json.dumps({k: asdict(v) for k, v in results.items()}, indent=1) + "\n")
                 self.show(results)
-                if name == "dpo":
-                    self.compare(name, folder, model)
             self.ranks.barrier()
 
-    def compare(self, name: str, folder: StageFolder, model: Transformer) -> None:
-        """Held-out preferences before and after a stage; preferences.json holds the results."""
-        source = self.source(name)
-        if source is None or self.preferences is None:
+    def compare(self, name: str, folder: StageFolder) -> None:
+        """Held-out preferences before and after a stage, on rank 0; preferences.json holds the results."""
+        source, path = self.source(name), folder.path / "preferences.json"
+        if source is None or self.preferences is None or (path.is_file() and not self.only):
             return
-        before = load_model(source, self.plan.torch_device)
-        length = stage_config(self.cfg, name).context_length or model.cfg.context_length
-        with torch.inference_mode(), self.plan.autocast():
-            compared = compare_models(
-                self.cfg, before, model, self.tokenizer, self.preferences.val, row_length=length,
-                micro_rows=self.plan.micro_batch_rows(length),
-            )  # fmt: skip
-        write_atomic(folder.path / "preferences.json", json.dumps(compared, indent=1) + "\n")
+        with self.clock.phase(f"compare {name}"):
+            if self.ranks.rank == 0:
+                device = self.plan.torch_device
+                before, after = load_model(source, device), load_model(folder.model, device)
+                length = stage_config(self.cfg, name).context_length or self.cfg.model.context_length
+                with torch.inference_mode(), self.plan.autocast():
+                    compared = compare_models(
+                        self.cfg, before, after, self.tokenizer, self.preferences.val, row_length=length,
+                        micro_rows=self.plan.micro_batch_rows(length),
+                    )  # fmt: skip
+                write_atomic(path, json.dumps(compared, indent=1) + "\n")
+            self.ranks.barrier()
 
     def show(self, results: dict[str, TaskResult]) -> None:
         """One line for the suite."""

@@ -44,6 +44,11 @@ def total_seconds(cfg: RunConfig) -> float | None:
     return None if None in seconds else sum(s or 0.0 for s in seconds)
 
 
+def n_passes(stages: Sequence[str]) -> float:
+    """Evaluations of these stages, in passes of the suite: dpo's comparison is 0.4 of one, a reward model has none."""
+    return sum({"dpo": 1.4, "reward": 0.0}.get(stage, 1.0) for stage in stages)
+
+
 def with_stage(cfg: RunConfig, only: tuple[str, ...]) -> RunConfig:
     """The configuration for the command of one stage, which adds the stage to a run that does not have it.
 
