@@ -126,7 +126,7 @@ def _generate(argv: list[str]) -> None:
     generate_texts(options)
 
 
-SERVE_OPTIONS: tuple[tuple[str, type, str | int | float, str, str], ...] = (
+SERVE_OPTIONS: tuple[tuple[str, type[str] | type[int] | type[float], str | float, str, str], ...] = (
     ("--host", str, "127.0.0.1", "NAME", "address to listen on; other than loopback needs API keys"),
     ("--port", int, 8000, "N", "port; 0: any that is free"),
     ("--api-keys", str, "", "FILE", "lines of NAME SHA256; keys may also stand in ONESITTING_API_KEYS"),
