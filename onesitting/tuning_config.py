@@ -66,6 +66,7 @@ class RewardConfig(TuningConfig):
     centre_weight: float = 0.01
     """Weight of (reward of the chosen + reward of the rejected)², which keeps rewards around zero; 0: none
     (arXiv:2312.09244)."""
+    lr_scale: float = 0.2
 
 
 @dataclass(frozen=True, kw_only=True)
