@@ -270,7 +270,7 @@ def _post(
     url: str, body: dict[str, Any], headers: dict[str, str], wait: Callable[[float], None] = time.sleep
 ) -> dict[str, Any]:
     """The JSON answer to a request; again after a while where the server is busy or away for a moment."""
-    data = json.dumps(body).encode()
+    data, problem = json.dumps(body).encode(), ""
     for attempt in range(RETRIES + 1):
         try:
             request = urllib.request.Request(url, data=data, headers=headers)
