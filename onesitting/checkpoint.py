@@ -80,6 +80,9 @@ def load_model(
     if not _is_whole(Path(folder)) and is_adapter_folder(Path(folder)):
         return _load_merged(Path(folder)).to(device=device, dtype=dtype)
     cfg, state = read_hf_folder(Path(folder))
+    state = {
+        name: tensor for name, tensor in state.items() if name != "value.weight"
+    }  # PPO's, for training alone
     with torch.device("meta"):
         model = Transformer(cfg, seed=None)
     check_state(Path(folder), model, state)

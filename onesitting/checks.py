@@ -107,15 +107,25 @@ _RANGES: tuple[tuple[str, float, float], ...] = (
     ("rl.eval_prompts", 0, _INF),
     ("rl.tool_s", 0.01, _INF),
     ("rl.tool_memory_mb", 64, _INF),
-    ("grpo.share", 0, 1),
-    ("grpo.steps", 0, _INF),
-    ("grpo.micro_batch_rows", 0, _INF),
-    ("grpo.lr_scale", 0, 1000),
-    ("grpo.warmup_steps", 0, _INF),
-    ("grpo.decay_fraction", 0, 1),
-    ("grpo.final_lr", 0, 1),
-    ("grpo.clip_low", 0, 1),
-    ("grpo.clip_high", 0, _INF),
+    *(
+        (f"{stage}.{name}", smallest, largest)
+        for stage in ("grpo", "ppo")
+        for name, smallest, largest in (
+            ("share", 0, 1),
+            ("steps", 0, _INF),
+            ("micro_batch_rows", 0, _INF),
+            ("lr_scale", 0, 1000),
+            ("warmup_steps", 0, _INF),
+            ("decay_fraction", 0, 1),
+            ("final_lr", 0, 1),
+            ("clip_low", 0, 1),
+            ("clip_high", 0, _INF),
+        )
+    ),
+    ("ppo.gamma", 0, 1),
+    ("ppo.lam", 0, 1),
+    ("ppo.value_weight", 0, 1000),
+    ("ppo.value_clip", 0, _INF),
     ("distill.kl_weight", 0, 1),
     ("distill.temperature", 0.01, 100),
     ("distill.jsd_beta", 0.01, 0.99),
@@ -282,6 +292,11 @@ def _check_rl(cfg: RunConfig) -> None:
         )
     if "grpo" in cfg.stages and rl.samples < 2:
         raise UserError(f"rl.samples = {rl.samples}: GRPO compares attempts at one prompt; give at least 2")
+    if "ppo" in cfg.stages and (cfg.lora.rank or cfg.device.shard == "fsdp"):
+        raise UserError(
+            f"lora.rank = {cfg.lora.rank}, device.shard = {cfg.device.shard}: ppo trains whole models on each process, "
+            "for its value head is not saved otherwise; use grpo, or lora.rank 0 and ddp"
+        )
     if rl.max_tokens >= cfg.model.context_length:
         raise UserError(
             f"rl.max_tokens = {rl.max_tokens} leaves no room for a prompt in model.context_length = "

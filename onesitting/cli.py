@@ -25,6 +25,7 @@ TRAINING_COMMANDS: dict[str, tuple[str, ...]] = {
     "grpo": ("grpo",),
     "reward": ("reward",),
     "distill": ("distill",),
+    "ppo": ("ppo",),
     "evaluate": ("evaluate",),
 }
 """Command -> the phases of the pipeline it runs; () is all of them."""
@@ -279,6 +280,7 @@ COMMANDS: dict[str, Command] = {
     "distill-data": Command(
         "--teacher … --out FILE", "Let a teacher write conversations to train on.", _distill_data
     ),
+    "ppo": Command("RUN", "Reinforce with a value head.", lambda argv: _train("ppo", argv)),
     "evaluate": Command("RECIPE", "Measure a run's models again.", lambda argv: _train("evaluate", argv)),
     "bench": Command("WHAT …", "Measure this machine, training, decoding and preparing.", _bench),
     "export": Command(

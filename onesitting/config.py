@@ -7,10 +7,10 @@ A recipe (TOML) and the command line fill the same `RunConfig`, by the same dott
 from dataclasses import dataclass, field
 from typing import Literal, Protocol
 
-from onesitting.rl_config import GRPOConfig, RLConfig
+from onesitting.rl_config import GRPOConfig, PPOConfig, RLConfig
 from onesitting.tuning_config import DistillConfig, DPOConfig, RewardConfig
 
-StageName = Literal["pretrain", "sft", "distill", "dpo", "reward", "grpo"]
+StageName = Literal["pretrain", "sft", "distill", "dpo", "reward", "grpo", "ppo"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -309,6 +309,8 @@ class RunConfig:
     """Reinforcement learning."""
     grpo: GRPOConfig = field(default_factory=GRPOConfig)
     """GRPO."""
+    ppo: PPOConfig = field(default_factory=PPOConfig)
+    """PPO."""
     distill: DistillConfig = field(default_factory=DistillConfig)
     """Distillation."""
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
@@ -380,7 +382,7 @@ def stage_config(cfg: RunConfig, name: str) -> StageConfig:
     return getattr(cfg, name)
 
 
-SHARED_SECTIONS: dict[str, tuple[str, ...]] = {"rl": ("grpo",)}
+SHARED_SECTIONS: dict[str, tuple[str, ...]] = {"rl": ("grpo", "ppo")}
 """Section -> the stages that read it, beside the section of a stage's own name."""
 
 

@@ -35,6 +35,7 @@ from onesitting.model.transformer import Transformer
 from onesitting.run_settings import claim, n_passes, own_budget, total_seconds, with_stage
 from onesitting.runlog import RunFolder, StageFolder, write_atomic
 from onesitting.stages.make import PipelineStage, StageInputs, make_stage
+from onesitting.stages.ppo import add_value_head
 from onesitting.stages.reward import with_score_head
 from onesitting.start import start_folder, with_start_model
 from onesitting.tokenizer.bpe import Tokenizer, train_tokenizer
@@ -228,6 +229,7 @@ class Run:
         if adapter is not None:
             save_adapter(folder.adapter, model, adapter, self.tokenizer)
             merge(model, adapter)
+        model.value = None  # PPO's value head was for training alone
         save_model(folder.model, model, self.tokenizer)
 
     def initial_model(self, name: str) -> Transformer:
@@ -251,6 +253,8 @@ class Run:
         # Random weights have nothing worth freezing; a reward model's new head must be trained.
         if cfg.lora.rank and source is not None and name != "reward":
             add_adapter(model, cfg.lora, seed=cfg.seed, base=source)
+        if name == "ppo":
+            add_value_head(model)
         return distributed.shard_model(model, self.ranks) if cfg.device.shard == "fsdp" else model
 
     def source(self, name: str) -> Path | None:

@@ -94,3 +94,19 @@ class GRPOConfig(PolicyConfig):
     """Probability ratio of each token, or one for the whole sequence (GSPO)."""
     clip: Literal["ppo", "cispo"] = "ppo"
     """Cut gradients beyond the clip (PPO), or bound the weights and keep all gradients (CISPO)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PPOConfig(PolicyConfig):
+    """Proximal policy optimisation with a value head."""
+
+    gamma: float = 1.0
+    """Discount of later rewards, a token; 1: none."""
+    lam: float = 0.95
+    """GAE's λ: 1 trusts the rewards that came, 0 the value head."""
+    value_weight: float = 0.1
+    """Weight of the value head's loss."""
+    value_clip: float = 0.2
+    """How far a value may move from its estimate at sampling before its error stops falling; 0: freely."""
+    normalise_advantages: bool = True
+    """Give the advantages of each optimizer step mean 0 and deviation 1."""

@@ -46,6 +46,8 @@ METRICS: dict[str, str] = {
     "stop_rate": "RL: fraction of attempts that ended by themselves",
     "entropy": "RL: mean surprise of the sampled tokens in nats, an unbiased estimate of the policy's entropy",
     "tool_calls": "RL: answered tool calls an attempt",
+    "value_loss": "PPO: half the mean squared error of the value head",
+    "return_variance": "PPO: variance of the returns; twice value_loss over it is what the head does not explain",
     "clip_fraction": "RL: fraction of trained tokens whose gradient the clip cut",
     "approx_kl": "RL: estimated KL divergence from the policy that sampled to the present one, nats a token",
     "kl": "RL: estimated KL divergence from the model at the start, nats a token",

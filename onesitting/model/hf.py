@@ -47,6 +47,7 @@ GPT2_TOP = {
     "model.norm.bias": "transformer.ln_f.bias",
     "lm_head.weight": "lm_head.weight",
     "score.weight": "score.weight",
+    "value.weight": "value.weight",
 }
 
 

@@ -218,6 +218,8 @@ class Transformer(nn.Module):
         untied = not cfg.tie_embeddings and not cfg.n_scores
         self.lm_head = Linear(cfg.d_model, cfg.vocab_size, bias=False) if untied else None
         self.score = Linear(cfg.d_model, cfg.n_scores, bias=False) if cfg.n_scores else None
+        self.value: Linear | None = None
+        """(1, d_model), a value head: there while PPO trains (stages/ppo.py)."""
         self.frozen_base: tuple[str, str] | None = None
         """(folder, SHA-256) of the weights under adapters (lora.py): checkpoints refer to them."""
         if seed is not None:

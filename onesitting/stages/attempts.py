@@ -49,6 +49,8 @@ class RLBatch:
     targets: Tensor
     advantages: Tensor
     weights: Tensor
+    rewards: Tensor
+    """(B,) float32, the reward of each attempt."""
     old: Tensor | None = None
     reference: Tensor | None = None
     values: Tensor | None = None
@@ -79,14 +81,14 @@ class Rewarded:
     samples: int
     """Attempts in a group."""
 
-    def statistics(self, max_tokens: int) -> dict[str, tuple[float, float]]:
+    def statistics(self) -> dict[str, tuple[float, float]]:
         """Name -> (sum, count) for the metrics."""
         n = len(self.trajectories)
         groups = [self.rewards[i : i + self.samples] for i in range(0, n, self.samples)]
         stds = [float(torch.tensor(group).std(correction=0)) for group in groups]
         logprobs = [logprob for attempt in self.trajectories for logprob in attempt.logprobs]
         results = [m for a in self.trajectories for m in a.messages if m["role"] == "tool"]
-        found = {
+        found: dict[str, tuple[float, float]] = {
             "reward": (sum(self.rewards), n),
             "reward_std": (sum(stds), len(groups)),
             "informative": (float(sum(std > 0 for std in stds)), len(groups)),
@@ -174,7 +176,7 @@ class AttemptMaker:
         n_prompts = self.cfg.rl.eval_prompts
         first, count = rank_share(n_prompts, self.ranks.rank, self.ranks.world)
         done = self.greedy(model, "val", range(first, first + count))
-        sums = done.statistics(self.settings.max_tokens)
+        sums = done.statistics()
         wanted = ["reward", "attempt_tokens", "stop_rate", *(f"reward_{term.name}" for term in self.terms)]
         totals = {name: torch.tensor(sums[name][0]) for name in wanted}
         totals = self.ranks.sum_tensors(totals)
@@ -200,6 +202,17 @@ class AttemptMaker:
         ]
 
 
+def joined(parts: Sequence[Rewarded]) -> Rewarded:
+    """All attempts of several minibatches."""
+    names = parts[0].components
+    return Rewarded(
+        [attempt for part in parts for attempt in part.trajectories],
+        [reward for part in parts for reward in part.rewards],
+        {name: [value for part in parts for value in part.components[name]] for name in names},
+        parts[0].samples,
+    )
+
+
 def made_part(made: Rewarded, part: slice) -> Rewarded:
     """Some of the attempts."""
     components = {name: values[part] for name, values in made.components.items()}
@@ -220,7 +233,8 @@ def evaluating(model: Transformer) -> Any:
 
 def make_batches(
     trajectories: Sequence[Trajectory],
-    advantages: Sequence[Tensor],
+    rewards: Sequence[float],
+    advantages: Sequence[float],
     *,
     aggregation: Aggregation,
     max_tokens: int,
@@ -230,15 +244,15 @@ def make_batches(
 ) -> list[RLBatch]:
     """Micro-batches of at most `micro_rows` attempts of similar length.
 
-    advantages: one tensor an attempt, for each of its sampled tokens. max_tokens: of an attempt, for `constant`.
-    keep_zero: also compute attempts whose advantages are all zero; without a divergence or a value to learn they have
-    no gradient, so that leaving them out saves time. They count as units in any case.
+    advantages: one an attempt, given to each of its sampled tokens. max_tokens: of an attempt, for `constant`.
+    keep_zero: also compute attempts whose advantage is zero; without a divergence or a value to learn they have no
+    gradient, so that leaving them out saves time. They count as units in any case.
     """
     lengths = torch.tensor([attempt.n_sampled for attempt in trajectories])
     weights = token_weights(lengths, aggregation, max_tokens)
     written = [i for i, length in enumerate(lengths.tolist()) if length]
     n_units = int(lengths.sum()) if aggregation == "token" else len(written)
-    kept = [i for i in written if keep_zero or bool((advantages[i] != 0).any())] or written[:1]
+    kept = [i for i in written if keep_zero or advantages[i] != 0] or written[:1]
     kept.sort(key=lambda i: len(trajectories[i].ids))
     batches: list[RLBatch] = []
     for start in range(0, len(kept), micro_rows):
@@ -248,8 +262,9 @@ def make_batches(
             RLBatch(
                 tokens=tokens,
                 targets=targets,
-                advantages=torch.cat([advantages[i].float() for i in part]),
-                weights=torch.repeat_interleave(weights[part], lengths[part]),
+                advantages=torch.tensor([advantages[i] for i in part]).repeat_interleave(lengths[part]),
+                weights=weights[part].repeat_interleave(lengths[part]),
+                rewards=torch.tensor([rewards[i] for i in part]),
                 n_units=0 if batches else n_units,
                 n_tokens=sum(len(trajectories[i].ids) - 1 for i in part),
             )

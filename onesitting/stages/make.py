@@ -82,4 +82,8 @@ def make_stage(name: str, inputs: StageInputs) -> PipelineStage:
 
         assert inputs.chat is not None
         return DistillStage(cfg, tokenizer, inputs.chat, plan, ranks, folder=inputs.folder)
+    if name == "ppo":
+        from onesitting.stages.ppo import PPOStage
+
+        return PPOStage(cfg, tokenizer, plan, ranks, inputs.start)
     raise UserError(f"there is no stage '{name}'")

@@ -105,18 +105,19 @@ def token_weights(lengths: Tensor, aggregation: Aggregation, max_tokens: int) ->
 def generalised_advantages(
     rewards: Tensor, values: Tensor, *, gamma: float, lam: float
 ) -> tuple[Tensor, Tensor]:
-    """(advantages (T,), returns (T,)) of one attempt, whose end is terminal.
+    """(advantages, returns), both as values, of attempts whose ends are terminal.
 
-    rewards, values: (T,), values[t] is the estimate before token t. With δ_t = r_t + γ v_{t+1} - v_t the advantage is
-    the sum of (γλ)^k δ_{t+k}, and the return advantage + value.
+    rewards, values: (..., T), values[..., t] is the estimate before token t; behind an attempt's end both are 0. With
+    δ_t = r_t + γ v_{t+1} - v_t the advantage is the sum of (γλ)^k δ_{t+k}, and the return advantage + value.
     Source: GAE, Schulman et al. 2016, arXiv:1506.02438, eq. 16.
     """
     advantages = torch.zeros_like(values)
-    running = values.new_zeros(())
-    following = values.new_zeros(())
-    for t in range(len(values) - 1, -1, -1):
-        running = rewards[t] + gamma * following - values[t] + gamma * lam * running
-        advantages[t], following = running, values[t]
+    running = torch.zeros_like(values[..., 0])
+    following = running
+    for t in range(values.shape[-1] - 1, -1, -1):
+        error = rewards[..., t] + gamma * following - values[..., t]
+        running = error + gamma * lam * running
+        advantages[..., t], following = running, values[..., t]
     return advantages, advantages + values
 
 

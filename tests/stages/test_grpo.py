@@ -64,9 +64,15 @@ def test_log_probabilities_of_the_engine_and_of_training_agree_at_the_sampling_t
     cfg = config(TOKENIZER, epochs=2, temperature=temperature, kl_weight=0.0)
     stage, model = make_stage(cfg), random_model(TOKENIZER)
     (part,) = stage.maker.make(model, 0)
-    each = [torch.ones(attempt.n_sampled) for attempt in part.trajectories]
     batches = make_batches(
-        part.trajectories, each, aggregation="token", max_tokens=12, micro_rows=100, keep_zero=True, pad_id=0
+        part.trajectories,
+        part.rewards,
+        [1.0] * 8,
+        aggregation="token",
+        max_tokens=12,
+        micro_rows=100,
+        keep_zero=True,
+        pad_id=0,
     )
     trained = torch.cat([stage.fixed_logprobs(model, batch) for batch in batches])
     order = sorted(range(len(part.trajectories)), key=lambda i: len(part.trajectories[i].ids))
@@ -149,13 +155,11 @@ def test_attempts_without_a_sampled_token_teach_nothing_and_are_no_nan():
     empty = Trajectory(ids=[1, 2, 3], n_prompt=3, sampled=[False] * 3)
     one = Trajectory(ids=[1, 2, 3], n_prompt=2, sampled=[False, False, True], logprobs=[-1.0])
     arguments: dict[str, Any] = {"max_tokens": 5, "micro_rows": 2, "keep_zero": False, "pad_id": 0}
-    assert make_batches([empty], [torch.zeros(0)], aggregation="sequence", **arguments) == []
-    (batch,) = make_batches(
-        [empty, one], [torch.zeros(0), torch.ones(1)], aggregation="sequence", **arguments
-    )
+    assert make_batches([empty], [0.0], [0.0], aggregation="sequence", **arguments) == []
+    (batch,) = make_batches([empty, one], [0.0, 1.0], [0.0, 1.0], aggregation="sequence", **arguments)
     assert batch.n_units == 1
     assert len(batch.tokens) == 1
-    statistics = Rewarded([empty], [0.0], {}, 1).statistics(5)
+    statistics = Rewarded([empty], [0.0], {}, 1).statistics()
     assert statistics["entropy"] == (0, 0)
 
 

@@ -1,0 +1,118 @@
+"""PPO: a value head estimates what an attempt will be worth before each token; advantages are errors against it.
+
+The head is one linear layer on the policy's own trunk, `Transformer.value`, added for this stage and taken away from
+the finished model. The reward comes with an attempt's last token. What PPO shares with GRPO is in `policy_stage.py`.
+
+Shapes: B rows, T tokens of the longest attempt, N sampled tokens, row after row.
+"""
+
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from onesitting.config import RunConfig
+from onesitting.errors import UserError
+from onesitting.model.transformer import Linear, Transformer
+from onesitting.rewards import Batched
+from onesitting.stages.attempts import Rewarded, RLBatch, sampled_hidden
+from onesitting.stages.policy_loss import generalised_advantages, value_loss
+from onesitting.stages.policy_stage import PolicyStage
+from onesitting.tokenizer.bpe import Tokenizer
+from onesitting.train.device import DevicePlan
+from onesitting.train.distributed import Ranks
+
+
+def add_value_head(model: Transformer) -> None:
+    """Give the model a value head that says 0 for everything.
+
+    Raises UserError for a model with an adapter or in shards, whose checkpoints hold no head.
+    """
+    if model.frozen_base is not None:
+        raise UserError(
+            "ppo cannot train an adapter: its value head would not be saved; use grpo, or lora.rank 0"
+        )
+    model.value = Linear(model.cfg.d_model, 1, bias=False)
+    with torch.no_grad():
+        model.value.weight.zero_()
+    model.value.to(model.device)
+
+
+def values_of(model: Transformer, hidden: Tensor) -> Tensor:
+    """(N,) float32 estimates from hidden states (N, d_model)."""
+    assert model.value is not None, "add_value_head comes first"
+    return F.linear(hidden.float(), model.value.weight)[:, 0]
+
+
+def attempt_advantages(batch: RLBatch, values: Tensor, *, gamma: float, lam: float) -> tuple[Tensor, Tensor]:
+    """(advantages (N,), returns (N,)) of a micro-batch; the reward comes with the last token. values: (N,)."""
+    rows = batch.rows
+    n_rows = len(batch.tokens)
+    lengths = torch.bincount(rows, minlength=n_rows)
+    places = torch.cat([torch.arange(int(length)) for length in lengths]).to(rows.device)
+    table = values.new_zeros(n_rows, int(lengths.max()))  # (B, T)
+    rewards = table.clone()
+    table[rows, places] = values
+    rewards[torch.arange(n_rows), lengths - 1] = batch.rewards
+    advantages, returns = generalised_advantages(rewards, table, gamma=gamma, lam=lam)
+    return advantages[rows, places], returns[rows, places]
+
+
+class PPOStage(PolicyStage):
+    """Policy optimisation with a learned value of every token."""
+
+    learns_values = True
+
+    def __init__(
+        self,
+        cfg: RunConfig,
+        tokenizer: Tokenizer,
+        plan: DevicePlan,
+        ranks: Ranks,
+        start: Path | None,
+        rewards: dict[str, Batched] | None = None,
+    ) -> None:
+        super().__init__("ppo", cfg, tokenizer, plan, ranks, start, rewards)
+
+    def advantages(self, part: Rewarded) -> list[float]:
+        """None yet: they are those of tokens, and need the values."""
+        return [0.0] * len(part.rewards)
+
+    def micro_batches(self, model: Transformer, part: Rewarded) -> list[RLBatch]:
+        """Micro-batches with values, returns and advantages, which are normalised over the whole minibatch."""
+        ppo = self.cfg.ppo
+        batches: list[RLBatch] = []
+        for batch in super().micro_batches(model, part):
+            with torch.no_grad(), self.plan.autocast():
+                moved = batch.to(self.plan.torch_device)
+                values = values_of(model, sampled_hidden(model, moved))
+                advantages, returns = attempt_advantages(moved, values, gamma=ppo.gamma, lam=ppo.lam)
+            batches.append(replace(batch, values=values, returns=returns, advantages=advantages))
+        return self.normalised(batches) if ppo.normalise_advantages else batches
+
+    def normalised(self, batches: list[RLBatch]) -> list[RLBatch]:
+        """The same with advantages of mean 0 and deviation 1 over the minibatch of all processes."""
+        every = torch.cat([batch.advantages for batch in batches]) if batches else torch.zeros(0)
+        sums = {
+            "n": torch.tensor(float(len(every))),
+            "sum": every.sum().cpu(),
+            "squares": every.square().sum().cpu(),
+        }
+        sums = {name: float(value) for name, value in self.ranks.sum_tensors(sums).items()}
+        mean = sums["sum"] / max(1.0, sums["n"])
+        std = max(0.0, sums["squares"] / max(1.0, sums["n"]) - mean**2) ** 0.5
+        return [replace(b, advantages=(b.advantages - mean) / (std + 1e-8)) for b in batches]
+
+    def loss_sum(self, model: Transformer, batch: RLBatch) -> tuple[Tensor, dict[str, Tensor]]:
+        """Weighted sum of policy losses and, times ppo.value_weight, of value losses."""
+        assert batch.values is not None
+        assert batch.returns is not None
+        hidden = sampled_hidden(model, batch)
+        policy, sums = self.policy_sum(model, batch, hidden)
+        losses = value_loss(values_of(model, hidden), batch.values, batch.returns, self.cfg.ppo.value_clip)
+        spread = (batch.returns - batch.returns.mean()).square().sum()
+        sums |= {"value_loss": losses.detach().sum(), "value_loss/n": sums["approx_kl/n"]}
+        sums |= {"return_variance": spread, "return_variance/n": sums["approx_kl/n"]}
+        return policy + self.cfg.ppo.value_weight * (losses * batch.weights).sum(), sums

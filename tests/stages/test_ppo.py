@@ -1,0 +1,126 @@
+"""PPO: values, advantages and its training through the loop."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from rl_maker import config, device_plan, memorised, random_model
+from torch import Tensor
+
+from onesitting.checkpoint import latest_checkpoint, load_model
+from onesitting.config import PPOConfig, RunConfig
+from onesitting.model.transformer import Transformer
+from onesitting.runlog import RunFolder, read_jsonl
+from onesitting.stages.attempts import RLBatch, make_batches
+from onesitting.stages.ppo import PPOStage, add_value_head, attempt_advantages
+from onesitting.stages.rollout import Trajectory
+from onesitting.train import distributed
+from onesitting.train.budget import StepTarget
+from onesitting.train.loop import FitSettings, fit
+
+TOKENIZER = memorised()[1]
+
+
+def ppo_config(ppo: dict[str, object] | None = None, **rl: object) -> RunConfig:
+    from dataclasses import replace
+
+    cfg = config(TOKENIZER, **{"prompts_per_batch": 8, **rl})
+    settings = PPOConfig(**{"warmup_steps": 2, "lr_scale": 0.5, **(ppo or {})})  # pyright: ignore
+    return replace(cfg, stages=("ppo",), ppo=settings)
+
+
+def make(cfg: RunConfig) -> tuple[PPOStage, Transformer]:
+    model = random_model(TOKENIZER)
+    add_value_head(model)
+    return PPOStage(cfg, TOKENIZER, device_plan(cfg), distributed.Ranks(), None), model
+
+
+def test_advantages_of_attempts_in_one_batch_equal_values_worked_out_by_hand():
+    # Attempts of 2 and 1 sampled tokens, rewards 1 and -1; gamma 0.9, lambda 0.5.
+    made = [
+        Trajectory(ids=[1, 2, 3], n_prompt=1, sampled=[False, True, True]),
+        Trajectory(ids=[1, 2], n_prompt=1, sampled=[False, True]),
+    ]
+    (batch,) = make_batches(
+        made,
+        [1.0, -1.0],
+        [0.0, 0.0],
+        aggregation="token",
+        max_tokens=2,
+        micro_rows=2,
+        keep_zero=True,
+        pad_id=0,
+    )
+    # Rows are sorted by length: the short one first. Values 0.2 | 0.5, 0.4.
+    advantages, returns = attempt_advantages(batch, torch.tensor([0.2, 0.5, 0.4]), gamma=0.9, lam=0.5)
+    # -1 - 0.2 = -1.2 | last: 1 - 0.4 = 0.6; first: 0.9*0.4 - 0.5 + 0.45*0.6 = 0.13
+    assert advantages.tolist() == pytest.approx([-1.2, 0.13, 0.6])
+    assert returns.tolist() == pytest.approx([-1.0, 0.63, 1.0])
+
+
+def test_normalised_advantages_have_mean_zero_and_deviation_one_over_the_whole_step():
+    stage, model = make(ppo_config({"micro_batch_rows": 12}))
+    batches = stage.next_batches(model, 0, 256)
+    every = torch.cat([batch.advantages for batch in batches])
+    assert len(batches) > 1
+    assert float(every.mean()) == pytest.approx(0.0, abs=1e-5)
+    assert float(every.std(correction=0)) == pytest.approx(1.0, abs=1e-3)
+
+
+def gradients(stage: PPOStage, model: Transformer, batches: list[RLBatch]) -> Tensor:
+    model.zero_grad()
+    n_units = sum(batch.n_units for batch in batches)
+    for batch in batches:
+        (stage.loss_sum(model, batch)[0] / n_units).backward()
+    return torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None])
+
+
+def test_the_gradient_is_independent_of_the_micro_batch_split_and_reaches_the_value_head():
+    found = []
+    for rows in (5, 32):
+        stage, model = make(ppo_config({"micro_batch_rows": rows}))
+        found.append(gradients(stage, model, stage.next_batches(model, 0, 256)))
+        assert model.value is not None
+        assert model.value.weight.grad is not None
+        assert float(model.value.weight.grad.abs().max()) > 0
+    assert torch.allclose(found[0], found[1], atol=1e-5)
+
+
+@pytest.mark.parametrize("epochs", [1, 2])
+def test_the_ratio_is_exactly_one_before_the_first_update(epochs: int):
+    stage, model = make(ppo_config(epochs=epochs, temperature=0.8))
+    for batch in stage.next_batches(model, 0, 256):
+        assert float(stage.loss_sum(model, batch)[1]["approx_kl"]) == 0.0
+
+
+def test_the_value_head_learns_the_returns():
+    stage, model = make(ppo_config({"value_weight": 1.0, "value_clip": 0.0}))
+    batches = stage.next_batches(model, 0, 256)
+    assert model.value is not None
+    losses: list[float] = []
+    for _ in range(30):
+        sums = [stage.loss_sum(model, batch)[1] for batch in batches]
+        losses.append(sum(float(one["value_loss"]) for one in sums))
+        gradients(stage, model, batches)
+        with torch.no_grad():
+            model.value.weight -= 0.02 * model.value.weight.grad  # pyright: ignore
+    assert losses[-1] < 0.9 * losses[0]
+
+
+def test_training_raises_the_reward_and_its_checkpoints_load(tmp_path: Path):
+    cfg = ppo_config(rewards=("length",), eval_prompts=1)
+    stage, model = make(cfg)
+    target = StepTarget(
+        cfg.ppo, tokens=10 * stage.row_length * stage.n_rows, row_length=stage.row_length, n_rows=stage.n_rows,
+        evaluate_every=1.0,
+    )  # fmt: skip
+    folder = RunFolder(tmp_path).stage("ppo")
+    fit(
+        stage, model, FitSettings(target=target, lr_scale=0.5), cfg=cfg, folder=folder, plan=device_plan(cfg),
+        ranks=distributed.Ranks(),
+    )  # fmt: skip
+    steps = [r for r in read_jsonl(folder.metrics_path) if "loss" in r]
+    assert sum(r["reward"] for r in steps[-2:]) > sum(r["reward"] for r in steps[:2]) + 0.1
+    newest, _ = latest_checkpoint(folder.checkpoints)
+    assert newest is not None
+    assert load_model(newest).value is None, "a checkpoint speaks without its value head"
