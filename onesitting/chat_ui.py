@@ -36,7 +36,7 @@ HELP = """\
 /system TEXT         set the system message and start again; without TEXT: none
 /set NAME VALUE      sampling: temperature, top_k, top_p, min_p, repetition_penalty, max_tokens, seed
 /tools on|off        offer the model its tools: calculator, calendar and look-up of the synthetic world, or --tools
-/think on|off|auto   open a thought, leave it out, or let the model choose
+/think on|off|auto|N open a thought, leave it out, let the model choose, or open one of at most N tokens
 /help, /quit         this list; leave (Ctrl-D does as well). Ctrl-C stops a reply."""
 
 
@@ -53,6 +53,8 @@ class Chat:
     toolbox: ToolProcess = field(default_factory=lambda: ToolProcess(world_tools(0)))
     """Runs the calls; holds all tools that can be offered."""
     thinking: bool | None = None
+    thinking_tokens: int | None = None
+    """Longest thought of a turn; None: no limit."""
     messages: list[dict[str, Any]] = field(default_factory=list[dict[str, Any]])
     """The conversation so far, without the system message."""
 
@@ -61,6 +63,7 @@ def chat(options: argparse.Namespace) -> None:
     """Talk to a model until the input ends; options are those of `onesitting chat`."""
     model, tokenizer, sampling, cfg = _load(options)
     own = read_tools(Path(options.tools)) if options.tools else None
+    thinking, thinking_tokens = parse_thinking(options.think)
     toolbox = ToolProcess(own or world_tools(cfg.seed if cfg else 0))
     offers = not options.no_tools and (own is not None or (cfg is not None and "world" in cfg.chat))
     state = Chat(
@@ -71,6 +74,8 @@ def chat(options: argparse.Namespace) -> None:
         # The world's are offered only to a model that learnt to use them; a file's were asked for.
         tools=fitting_tools(model, tokenizer, toolbox.schemas) if offers else [],
         toolbox=toolbox,
+        thinking=thinking,
+        thinking_tokens=thinking_tokens,
     )
     with state.toolbox:
         _converse(state)
@@ -135,7 +140,7 @@ def command(state: Chat, line: str, ink: Ink) -> bool:
         state.tools = fitting_tools(state.model, state.tokenizer, state.toolbox.schemas) if wanted else []
         ink.note(f"tools: {', '.join(tool['function']['name'] for tool in state.tools) or 'none'}")
     elif name == "think":
-        state.thinking = _choice(rest, {"on": True, "off": False, "auto": None})
+        state.thinking, state.thinking_tokens = parse_thinking(rest)
     else:
         raise UserError(f"unknown command /{name}; /help lists the commands")
     return True
@@ -145,6 +150,15 @@ def _choice(word: str, values: dict[str, bool | None]) -> bool | None:
     if word not in values:
         raise UserError(f"'{word}': use {', '.join(values)}")
     return values[word]
+
+
+def parse_thinking(word: str) -> tuple[bool | None, int | None]:
+    """(whether thoughts are opened, their longest in tokens) for on, off, auto or a number."""
+    if word.isdigit():
+        return True, int(word)
+    if word not in ("on", "off", "auto"):
+        raise UserError(f"think '{word}': use on, off, auto, or a number of tokens")
+    return {"on": True, "off": False, "auto": None}[word], None
 
 
 def change_sampling(sampling: "Sampling", text: str) -> "Sampling":
@@ -183,6 +197,7 @@ def answer(state: Chat, text: str, ink: Ink) -> None:
 def _stream_reply(state: Chat, ink: Ink) -> tuple[dict[str, Any], bool]:
     """(the reply as a message, whether Ctrl-C stopped it); prints it while it is written."""
     from onesitting.inference.generate import stream
+    from onesitting.inference.row import thought_of
     from onesitting.tokenizer.chat import parse_assistant
 
     prompt, sampling = fit_prompt(state)
@@ -192,7 +207,8 @@ def _stream_reply(state: Chat, ink: Ink) -> tuple[dict[str, Any], bool]:
         if state.thinking:
             written.append("<think>")
             yield "<think>"
-        for piece in stream(state.model, state.tokenizer, prompt, sampling):
+        thought = thought_of(state.tokenizer, state.thinking_tokens, state.thinking)
+        for piece in stream(state.model, state.tokenizer, prompt, sampling, thought=thought):
             written.append(piece)
             yield piece
 
@@ -259,16 +275,29 @@ def generate_texts(options: argparse.Namespace) -> None:
     model, tokenizer, sampling, _ = _load(options)
     from onesitting.inference.generate import generate
 
-    ids = tokenizer.encode(options.prompt) or [tokenizer.eos_id]
+    thought = None
+    if options.think:
+        from onesitting.inference.row import thought_of
+        from onesitting.tokenizer.chat import render
+
+        thinking, most = parse_thinking(options.think)
+        thought = thought_of(tokenizer, most, thinking)
+        message = {"role": "user", "content": options.prompt}
+        ids, _ = render(tokenizer, [message], add_generation_prompt=True, thinking=thinking)
+    else:
+        ids = tokenizer.encode(options.prompt) or [tokenizer.eos_id]
     room = model.cfg.context_length - len(ids)
     if room < 1:
         raise UserError(f"--prompt has {len(ids)} tokens, this model's context is {model.cfg.context_length}")
     sampling = replace(sampling, max_tokens=min(sampling.max_tokens, room))
     ink = Ink(sys.stdout)
-    for number, completion in enumerate(generate(model, tokenizer, [ids] * options.n, sampling)):
+    for number, completion in enumerate(
+        generate(model, tokenizer, [ids] * options.n, sampling, thought=thought)
+    ):
         if number:
             ink.note("---")
-        print(ink.dim(options.prompt) + completion.text)
+        shown = tokenizer.decode(ids, skip_special=False) if options.think else options.prompt
+        print(ink.dim(shown) + completion.text)
 
 
 def _load(

@@ -136,6 +136,7 @@ _RANGES: tuple[tuple[str, float, float], ...] = (
     ("evaluation.samples", 0, 1000),
     ("evaluation.sample_tokens", 1, _INF),
     ("evaluation.suite_items", 1, 100_000),
+    ("evaluation.thinking_tokens", 0, _INF),
     ("device.threads", 0, 4096),
     ("checkpoint.every_s", 0, _INF),
     ("checkpoint.every_steps", 0, _INF),

@@ -111,6 +111,9 @@ def _chat(argv: list[str]) -> None:
         "--tools", default="", metavar="FILE", help="Python file whose functions are the tools"
     )
     parser.add_argument("--no-tools", action="store_true", help="offer the model no tools")
+    parser.add_argument(
+        "--think", default="auto", metavar="on|off|auto|N", help="open thoughts, of at most N tokens [auto]"
+    )
     options = parser.parse_args(argv)
     from onesitting.chat_ui import chat
 
@@ -121,6 +124,10 @@ def _generate(argv: list[str]) -> None:
     parser = _model_parser("generate")
     parser.add_argument("--prompt", default="", metavar="TEXT", help="text that the model continues")
     parser.add_argument("--n", type=int, default=1, metavar="N", help="number of continuations [1]")
+    parser.add_argument(
+        "--think", default="", metavar="on|off|auto|N",
+        help="ask the prompt as a user's message, with a thought, without, as the model likes, or of at most N tokens",
+    )  # fmt: skip
     options = parser.parse_args(argv)
     from onesitting.chat_ui import generate_texts
 

@@ -223,6 +223,11 @@ class EvaluationConfig:
     """Question suite for the report card; auto: the world's own when the world is the source."""
     suite_items: int = 100
     """Questions per task of the suite."""
+    thinking: Literal["auto", "on", "off", "both"] = "auto"
+    """Suite after fine-tuning: open a thought in every reply, leave it out, let the model choose, or ask twice, without
+    and with, for a comparison."""
+    thinking_tokens: int = 0
+    """Longest thought of a reply to the suite, in tokens; 0: no limit."""
 
 
 @dataclass(frozen=True, kw_only=True)

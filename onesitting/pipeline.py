@@ -28,7 +28,7 @@ from onesitting.data.world import World
 from onesitting.errors import UserError
 from onesitting.evaluation.preferences import compare_models
 from onesitting.evaluation.report import print_report, write_report
-from onesitting.evaluation.suite import Mode, TaskResult, run_suite
+from onesitting.evaluation.suite import TaskResult, run_suite, run_suite_thinking
 from onesitting.model.flops import count_parameters, flops_per_token
 from onesitting.model.lora import adapter_in_use, add_adapter, merge, n_adapter_parameters
 from onesitting.model.transformer import Transformer
@@ -186,9 +186,7 @@ class Run:
         target = StepTarget(
             settings,
             seconds=self.ranks.broadcast(self.stage_seconds(name)),
-            tokens=self.stage_tokens(name)
-            or getattr(settings, "steps", 0) * stage.row_length * stage.n_rows
-            or None,
+            tokens=getattr(settings, "steps", 0) * stage.row_length * stage.n_rows or self.stage_tokens(name),
             max_steps=stage.max_steps(),
             row_length=stage.row_length,
             n_rows=stage.n_rows,
@@ -345,7 +343,8 @@ class Run:
     def evaluate(self, name: str, folder: StageFolder) -> None:
         """Ask the question suite, on rank 0; evaluation.json holds the results."""
         path = folder.path / "evaluation.json"
-        if name == "reward" or not self.has_suite or (path.is_file() and not self.only):
+        done_before = path.is_file() and "evaluate" not in self.only
+        if name == "reward" or not self.has_suite or done_before:
             return
         short = (self.clock.budget_s or math.inf) < BASE_SUITE_FROM_S
         if short and not self.only and name != self.stages[-1]:
@@ -356,10 +355,12 @@ class Run:
                 self.say(f"{name} · asking the question suite")
                 model = load_model(folder.model, self.plan.torch_device)
                 world, n = World(self.cfg.seed), self.cfg.evaluation.suite_items
-                mode: Mode = "base" if name == "pretrain" else "chat"
-                items = world.base_suite(n) if mode == "base" else world.suite(n)
+                thinking, most = self.cfg.evaluation.thinking, self.cfg.evaluation.thinking_tokens or None
                 with torch.inference_mode(), self.plan.autocast():
-                    results = run_suite(model, self.tokenizer, items, mode=mode)
+                    if name == "pretrain":
+                        results = run_suite(model, self.tokenizer, world.base_suite(n), mode="base")
+                    else:
+                        results = run_suite_thinking(model, self.tokenizer, world.suite(n), thinking, most)
                 write_atomic(path, json.dumps({k: asdict(v) for k, v in results.items()}, indent=1) + "\n")
                 self.show(results)
             self.ranks.barrier()

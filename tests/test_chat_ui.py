@@ -183,7 +183,11 @@ def test_commands_change_the_chat(state: Chat):
     assert command(state, "/tools on", ink)
     assert state.tools == [CALCULATOR]
     assert command(state, "/think on", ink)
-    assert state.thinking is True
+    assert (state.thinking, state.thinking_tokens) == (True, None)
+    assert command(state, "/think 12", ink)
+    assert (state.thinking, state.thinking_tokens) == (True, 12)
+    assert command(state, "/think auto", ink)
+    assert (state.thinking, state.thinking_tokens) == (None, None)
     assert command(state, "/help", ink)
     assert "/reset" in stream.getvalue()
     assert not command(state, "/quit", ink)
@@ -197,6 +201,7 @@ def test_commands_change_the_chat(state: Chat):
         ("/set temperature hot", "temperature = 'hot': a number expected"),
         ("/set temperature -1", "sampling setting temperature is -1.0; give 0 or more"),
         ("/tools maybe", "'maybe': use on, off"),
+        ("/think hard", "think 'hard': use on, off, auto, or a number of tokens"),
     ],
 )
 def test_a_wrong_command_says_what_is_right(state: Chat, line: str, message: str):

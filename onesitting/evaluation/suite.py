@@ -67,6 +67,8 @@ def run_suite(
     mode: Mode = "chat",
     max_tokens: int = 300,
     batch_size: int = 64,
+    thinking: bool | None = None,
+    thinking_tokens: int | None = None,
 ) -> dict[str, TaskResult]:
     """Task -> result of the model's greedy replies; `stops` is measured over all replies of chat items.
 
@@ -74,35 +76,66 @@ def run_suite(
     reported as tasks of their own (`stories_consistent`, `tools_valid`).
     max_tokens: a reply that is longer is cut and counts as one that did not stop; the world's longest stories
     have about 260 tokens.
+    thinking: open a thought in every reply, leave it out, or let the model choose; thinking_tokens: its longest.
     """
 
     def reply(batch: Sequence[Item]) -> Sequence[RawReply]:
-        return model_replies(model, tokenizer, batch, mode=mode, max_tokens=max_tokens)
+        return model_replies(
+            model, tokenizer, batch, mode=mode, max_tokens=max_tokens, thinking=thinking,
+            thinking_tokens=thinking_tokens,
+        )  # fmt: skip
 
     return score_suite(items, reply, mode=mode, batch_size=batch_size)
 
 
+def run_suite_thinking(
+    model: "Transformer",
+    tokenizer: "Tokenizer",
+    items: Mapping[str, Sequence[Item]],
+    thinking: Literal["auto", "on", "off", "both"],
+    thinking_tokens: int | None = None,
+) -> dict[str, TaskResult]:
+    """The suite in chat form with thoughts as asked; `both` asks without, and again with as `<task>_thinking`."""
+    if thinking == "both":
+        without = run_suite(model, tokenizer, items, thinking=False)
+        with_thoughts = run_suite(model, tokenizer, items, thinking=True, thinking_tokens=thinking_tokens)
+        return without | {f"{task}_thinking": result for task, result in with_thoughts.items()}
+    wanted = {"auto": None, "on": True, "off": False}[thinking]
+    return run_suite(model, tokenizer, items, thinking=wanted, thinking_tokens=thinking_tokens)
+
+
 def model_replies(
-    model: "Transformer", tokenizer: "Tokenizer", items: Sequence[Item], *, mode: Mode, max_tokens: int
+    model: "Transformer",
+    tokenizer: "Tokenizer",
+    items: Sequence[Item],
+    *,
+    mode: Mode,
+    max_tokens: int,
+    thinking: bool | None = None,
+    thinking_tokens: int | None = None,
 ) -> list[RawReply]:
     """Greedy replies to a batch of items."""
     from onesitting.inference.generate import generate
+    from onesitting.inference.row import thought_of
     from onesitting.inference.sampling import Sampling
 
-    prompts = [prompt_ids(tokenizer, item, mode) for item in items]
+    thinking = thinking if mode == "chat" else None
+    prompts = [prompt_ids(tokenizer, item, mode, thinking) for item in items]
+    thought = thought_of(tokenizer, thinking_tokens, thinking) if mode == "chat" else None
     # In completion form a line is the whole answer, except for stories, which have paragraphs.
     stop = ("\n",) if mode == "base" and all(item.scorer != "story" for item in items) else ()
     sampling = Sampling(temperature=0.0, max_tokens=max_tokens, stop=stop)
     stop_ids = {tokenizer.eos_id, tokenizer.im_end_id}
-    completions = generate(model, tokenizer, prompts, sampling, stop_ids)
-    return [RawReply(done.text, done.finish_reason == "stop") for done in completions]
+    completions = generate(model, tokenizer, prompts, sampling, stop_ids, thought=thought)
+    opened = "<think>" if thinking else ""  # it stands in the prompt, and is part of the reply
+    return [RawReply(opened + done.text, done.finish_reason == "stop") for done in completions]
 
 
-def prompt_ids(tokenizer: "Tokenizer", item: Item, mode: Mode) -> list[int]:
-    """The item as token ids, up to where the reply begins."""
+def prompt_ids(tokenizer: "Tokenizer", item: Item, mode: Mode, thinking: bool | None = None) -> list[int]:
+    """The item as token ids, up to where the reply begins, or its thought if thinking is True."""
     if mode == "base":
         return [tokenizer.eos_id, *tokenizer.encode(item.prompt)]
-    return render(tokenizer, item.messages, item.tools, add_generation_prompt=True)[0]
+    return render(tokenizer, item.messages, item.tools, add_generation_prompt=True, thinking=thinking)[0]
 
 
 def score_suite(

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from onesitting.inference.batch import Batch
-from onesitting.inference.row import Completion, Row, RowSettings
+from onesitting.inference.row import Completion, Row, RowSettings, Thought
 from onesitting.inference.sampling import Sampling
 from onesitting.inference.text_stream import spelled_bytes
 from onesitting.model.transformer import Transformer, compute_dtype
@@ -33,6 +33,7 @@ def generate(
     logprobs: bool = False,
     dtype: torch.dtype | None = None,
     indices: Sequence[int] | None = None,
+    thought: Thought | None = None,
 ) -> list[Completion]:
     """One Completion for each prompt, in their order.
 
@@ -40,10 +41,11 @@ def generate(
     empty completion that ended by length.
     dtype: of the computation; None: autocast's where it is on, else the model's.
     indices: number of each prompt, of which with sampling.seed its randomness is a function; None: 0, 1, …
+    thought: limit to what the model thinks before it answers; what it forces is written, not sampled.
     """
     with torch.inference_mode():
         model = in_dtype(model, dtype)
-        rows = _rows(model, tokenizer, prompts, sampling, stop_ids, logprobs, indices)
+        rows = _rows(model, tokenizer, prompts, sampling, stop_ids, logprobs, indices, thought)
         waiting = [row for row in rows if row.finish_reason is None]
         if waiting:
             longest = max(len(row.prompt) + row.limit for row in waiting)
@@ -64,6 +66,7 @@ def stream(
     stop_ids: AbstractSet[int] | None = None,
     *,
     dtype: torch.dtype | None = None,
+    thought: Thought | None = None,
 ) -> Iterator[str]:
     """Pieces of the text that `generate` would give for this prompt alone, each as soon as it is certain.
 
@@ -73,7 +76,7 @@ def stream(
     # Inference mode is entered around each step, not around a yield, where it would reach the caller's code.
     with torch.inference_mode():
         model = in_dtype(model, dtype)
-        [row] = _rows(model, tokenizer, [prompt], sampling, stop_ids)
+        [row] = _rows(model, tokenizer, [prompt], sampling, stop_ids, thought=thought)
         if row.finish_reason is not None:
             return
         batch = Batch(model, 1, len(row.prompt) + row.limit, PREFILL_TOKENS)
@@ -93,13 +96,16 @@ def _rows(
     stop_ids: AbstractSet[int] | None,
     logprobs: bool = False,
     indices: Sequence[int] | None = None,
+    thought: Thought | None = None,
 ) -> list[Row]:
     spelled = spelled_bytes(tokenizer)
     stop_ids = tokenizer.stop_ids if stop_ids is None else stop_ids
     return [
         Row(
             prompt,
-            RowSettings(sampling=sampling, stop_ids=stop_ids, index=index, tempered_logprobs=logprobs),
+            RowSettings(
+                sampling=sampling, stop_ids=stop_ids, index=index, tempered_logprobs=logprobs, thought=thought
+            ),
             tokenizer,
             spelled,
             model.cfg.context_length,

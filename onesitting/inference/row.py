@@ -68,6 +68,18 @@ class Thought:
     """The prompt ends inside a thought."""
 
 
+def thought_of(tokenizer: "Tokenizer", budget_tokens: int | None, thinking: bool | None) -> Thought | None:
+    """The limit of a reply's thought, which the prompt has opened if thinking is True; None without a budget."""
+    if budget_tokens is None or thinking is False:
+        return None
+    return Thought(
+        open_id=tokenizer.special_id("<think>"),
+        close_ids=(tokenizer.special_id("</think>"), *tokenizer.encode("\n")),
+        budget_tokens=budget_tokens,
+        is_open=thinking is True,
+    )
+
+
 @dataclass(frozen=True, kw_only=True)
 class RowSettings:
     """How one text is to be written."""

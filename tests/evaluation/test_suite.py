@@ -8,7 +8,15 @@ import torch
 from onesitting.config import ModelConfig
 from onesitting.data.world import World
 from onesitting.data.world.suite import Item, base_suite, suite
-from onesitting.evaluation.suite import RawReply, parsed, prompt_ids, run_suite, score_suite, wilson_interval
+from onesitting.evaluation.suite import (
+    RawReply,
+    parsed,
+    prompt_ids,
+    run_suite,
+    run_suite_thinking,
+    score_suite,
+    wilson_interval,
+)
 from onesitting.model.transformer import Transformer
 from onesitting.tokenizer.bpe import Tokenizer, train_tokenizer
 
@@ -164,6 +172,19 @@ def test_an_untrained_model_is_asked_greedily_and_scores_next_to_nothing(
     assert results["stops"].n == 3 * len(items)
     assert results["reading"].n == 3
     assert sum(result.correct for task, result in results.items() if task != "stops") <= 2
+
+
+def test_the_suite_is_asked_without_and_with_thoughts(model_and_tokenizer: tuple[Transformer, Tokenizer]):
+    model, tokenizer = model_and_tokenizer
+    items = {"arithmetic": suite(WORLD, 2)["arithmetic"]}
+    both = run_suite_thinking(model, tokenizer, items, "both", 4)
+    assert set(both) == {"arithmetic", "stops", "arithmetic_thinking", "stops_thinking"}
+    without, with_thoughts = both["arithmetic"].examples[0], both["arithmetic_thinking"].examples[0]
+    assert not without.reply.startswith("<think>")
+    assert with_thoughts.reply.startswith("<think>")
+    ids = tokenizer.encode(with_thoughts.reply.removeprefix("<think>").partition("</think>")[0])
+    assert "</think>" in with_thoughts.reply
+    assert len(ids) <= 4
 
 
 def test_completion_form_stops_at_the_end_of_the_line_except_in_stories(

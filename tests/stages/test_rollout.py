@@ -8,6 +8,9 @@ from rl_maker import CONVERSATION, PROMPT, memorised, random_model
 
 from onesitting.data.prompts import Prompt
 from onesitting.data.world.tools import CALCULATOR, world_tools
+from onesitting.inference.generate import generate
+from onesitting.inference.row import thought_of
+from onesitting.inference.sampling import Sampling
 from onesitting.stages.attempts import padded
 from onesitting.stages.rollout import RolloutSettings, Trajectory, rollout
 from onesitting.tokenizer.chat import render
@@ -110,3 +113,14 @@ def test_padding_changes_no_log_probability():
     for i, ids in enumerate(rows):
         alone = model.hidden(torch.tensor([ids[:-1]]))
         assert torch.allclose(together[i, : len(ids) - 1], alone[0], atol=1e-5)
+
+
+@pytest.mark.parametrize("budget", [0, 3])
+def test_a_thought_is_closed_when_its_budget_is_spent(budget: int):
+    model, tokenizer = memorised()
+    ids, _ = render(tokenizer, PROMPT.messages, PROMPT.tools, add_generation_prompt=True, thinking=True)
+    sampling = Sampling(temperature=0.0, max_tokens=40)
+    (done,) = generate(model, tokenizer, [ids], sampling, thought=thought_of(tokenizer, budget, True))
+    assert done.ids.index(tokenizer.special_id("</think>")) == budget
+    (free,) = generate(model, tokenizer, [ids], sampling)
+    assert free.ids.index(tokenizer.special_id("</think>")) > 3
