@@ -355,12 +355,11 @@ class Run:
                 self.say(f"{name} · asking the question suite")
                 model = load_model(folder.model, self.plan.torch_device)
                 world, n = World(self.cfg.seed), self.cfg.evaluation.suite_items
-                thinking, most = self.cfg.evaluation.thinking, self.cfg.evaluation.thinking_tokens or None
                 with torch.inference_mode(), self.plan.autocast():
                     if name == "pretrain":
                         results = run_suite(model, self.tokenizer, world.base_suite(n), mode="base")
                     else:
-                        results = run_suite_thinking(model, self.tokenizer, world.suite(n), thinking, most)
+                        results = run_suite_thinking(model, self.tokenizer, world.suite(n), self.cfg.evaluation)
                 write_atomic(path, json.dumps({k: asdict(v) for k, v in results.items()}, indent=1) + "\n")
                 self.show(results)
             self.ranks.barrier()

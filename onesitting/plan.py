@@ -243,7 +243,7 @@ def _stages(
     for name in cfg.stages:
         settings = parts[name]
         row_length = _row_length(settings, model)
-        tokens = settings.tokens
+        tokens = settings.tokens or getattr(settings, "steps", 0) * step_tokens(cfg, name)
         if not tokens and budget.tokens is not None:
             share = 1.0 if name == cfg.stages[0] else settings.share / shares[cfg.stages[0]]
             tokens = round(budget.tokens * share)
@@ -335,7 +335,7 @@ def find_warnings(plan: Plan) -> list[str]:
             "lower checkpoint.keep_last or choose another place with --out"
         )
     for stage in plan.stages:
-        if stage.steps < 100:
+        if stage.steps < 100 and stage.name in ("pretrain", "sft"):
             found.append(
                 f"{stage.name}: only {stage.steps} steps; give a larger budget or lower {stage.name}.step_tokens"
             )

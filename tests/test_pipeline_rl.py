@@ -39,8 +39,13 @@ def train(place: Path, stage: str, name: str, *more: str, processes: int = 1) ->
 
 
 @pytest.mark.parametrize(
-    ("stage", "more"), [("grpo", ()), ("ppo", ("--rl.epochs", "2")), ("grpo", ("--rl.max_turns", "2", "--lora.rank", "2"))]
-)  # fmt: skip
+    ("stage", "more"),
+    [
+        ("grpo", ()),
+        ("ppo", ("--rl.epochs", "2")),
+        ("grpo", ("--rl.max_turns", "2", "--lora.rank", "2")),
+    ],
+)
 def test_a_stage_runs_from_command_line_to_a_model_that_loads(
     place: Path, stage: str, more: tuple[str, ...]
 ) -> None:

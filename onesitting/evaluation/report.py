@@ -236,6 +236,8 @@ def _read_budget(run: RunFolder, cfg: RunConfig, finished: bool) -> BudgetReport
 def _reasons_to_end_early(cfg: RunConfig) -> list[str]:
     tokens = {stage: stage_config(cfg, stage).tokens for stage in cfg.stages}
     given = [f"{stage}.tokens = {n}" for stage, n in tokens.items() if n]
+    steps = {stage: getattr(stage_config(cfg, stage), "steps", 0) for stage in cfg.stages}
+    given += [f"{stage}.steps = {n}" for stage, n in steps.items() if n]
     if "sft" in cfg.stages and not cfg.sft.tokens and cfg.sft.max_epochs:
         given.append(f"sft.max_epochs = {cfg.sft.max_epochs:g}")
     return given

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
+from onesitting.config import EvaluationConfig
 from onesitting.data.world.scoring import Reply, Score
 from onesitting.data.world.suite import Item, score
 from onesitting.tokenizer.chat import parse_assistant, render
@@ -92,16 +93,16 @@ def run_suite_thinking(
     model: "Transformer",
     tokenizer: "Tokenizer",
     items: Mapping[str, Sequence[Item]],
-    thinking: Literal["auto", "on", "off", "both"],
-    thinking_tokens: int | None = None,
+    settings: EvaluationConfig,
 ) -> dict[str, TaskResult]:
     """The suite in chat form with thoughts as asked; `both` asks without, and again with as `<task>_thinking`."""
-    if thinking == "both":
+    most = settings.thinking_tokens or None
+    if settings.thinking == "both":
         without = run_suite(model, tokenizer, items, thinking=False)
-        with_thoughts = run_suite(model, tokenizer, items, thinking=True, thinking_tokens=thinking_tokens)
+        with_thoughts = run_suite(model, tokenizer, items, thinking=True, thinking_tokens=most)
         return without | {f"{task}_thinking": result for task, result in with_thoughts.items()}
-    wanted = {"auto": None, "on": True, "off": False}[thinking]
-    return run_suite(model, tokenizer, items, thinking=wanted, thinking_tokens=thinking_tokens)
+    wanted = {"auto": None, "on": True, "off": False}[settings.thinking]
+    return run_suite(model, tokenizer, items, thinking=wanted, thinking_tokens=most)
 
 
 def model_replies(

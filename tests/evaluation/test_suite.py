@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import pytest
 import torch
 
-from onesitting.config import ModelConfig
+from onesitting.config import EvaluationConfig, ModelConfig
 from onesitting.data.world import World
 from onesitting.data.world.suite import Item, base_suite, suite
 from onesitting.evaluation.suite import (
@@ -177,7 +177,7 @@ def test_an_untrained_model_is_asked_greedily_and_scores_next_to_nothing(
 def test_the_suite_is_asked_without_and_with_thoughts(model_and_tokenizer: tuple[Transformer, Tokenizer]):
     model, tokenizer = model_and_tokenizer
     items = {"arithmetic": suite(WORLD, 2)["arithmetic"]}
-    both = run_suite_thinking(model, tokenizer, items, "both", 4)
+    both = run_suite_thinking(model, tokenizer, items, EvaluationConfig(thinking="both", thinking_tokens=4))
     assert set(both) == {"arithmetic", "stops", "arithmetic_thinking", "stops_thinking"}
     without, with_thoughts = both["arithmetic"].examples[0], both["arithmetic_thinking"].examples[0]
     assert not without.reply.startswith("<think>")
