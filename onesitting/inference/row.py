@@ -139,6 +139,8 @@ class Row:
         self._special = {token: len(text) for text, token in tokenizer.special_ids.items()}
         self._text = TextStream(spelled, self.sampling.stop)
         self._thinking = settings.thought is not None and settings.thought.is_open
+        if settings.thought is not None and self._thinking and settings.thought.budget_tokens <= 0:
+            self.forced = list(settings.thought.close_ids)
         self._is_constrained = settings.constraint is not None and not self._thinking
         self._constraint_done = False
         self._n_thought = 0
