@@ -359,7 +359,9 @@ class Run:
                     if name == "pretrain":
                         results = run_suite(model, self.tokenizer, world.base_suite(n), mode="base")
                     else:
-                        results = run_suite_thinking(model, self.tokenizer, world.suite(n), self.cfg.evaluation)
+                        results = run_suite_thinking(
+                            model, self.tokenizer, world.suite(n), self.cfg.evaluation
+                        )
                 write_atomic(path, json.dumps({k: asdict(v) for k, v in results.items()}, indent=1) + "\n")
                 self.show(results)
             self.ranks.barrier()

@@ -111,7 +111,7 @@ def test_training_raises_the_reward_and_its_checkpoints_load(tmp_path: Path):
     cfg = ppo_config(rewards=("length",), eval_prompts=1)
     stage, model = make(cfg)
     target = StepTarget(
-        cfg.ppo, tokens=10 * stage.row_length * stage.n_rows, row_length=stage.row_length, n_rows=stage.n_rows,
+        cfg.ppo, tokens=6 * stage.row_length * stage.n_rows, row_length=stage.row_length, n_rows=stage.n_rows,
         evaluate_every=1.0,
     )  # fmt: skip
     folder = RunFolder(tmp_path).stage("ppo")
