@@ -28,7 +28,7 @@ from onesitting.data.world import World
 from onesitting.errors import UserError
 from onesitting.evaluation.preferences import compare_models
 from onesitting.evaluation.report import print_report, write_report
-from onesitting.evaluation.suite import TaskResult, run_suite, run_suite_thinking
+from onesitting.evaluation.suite import run_suite, run_suite_thinking
 from onesitting.model.flops import count_parameters, flops_per_token
 from onesitting.model.lora import adapter_in_use, add_adapter, merge, n_adapter_parameters
 from onesitting.model.transformer import Transformer
@@ -363,7 +363,7 @@ class Run:
                             model, self.tokenizer, world.suite(n), self.cfg.evaluation
                         )
                 write_atomic(path, json.dumps({k: asdict(v) for k, v in results.items()}, indent=1) + "\n")
-                self.show(results)
+                self.say(" · ".join(f"{task} {result.accuracy:.0%}" for task, result in results.items()))
             self.ranks.barrier()
 
     def compare(self, name: str, folder: StageFolder) -> None:
@@ -383,11 +383,6 @@ class Run:
                     )  # fmt: skip
                 write_atomic(path, json.dumps(compared, indent=1) + "\n")
             self.ranks.barrier()
-
-    def show(self, results: dict[str, TaskResult]) -> None:
-        """One line for the suite."""
-        scores = " · ".join(f"{task} {result.accuracy:.0%}" for task, result in results.items())
-        self.say(f"         {scores}")
 
     def report(self) -> None:
         """The report card, in the run folder and on the screen."""
