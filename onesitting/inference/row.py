@@ -198,7 +198,7 @@ class Row:
         thought = self.settings.thought
         if thought is None:
             return
-        if token == thought.open_id:
+        if token == thought.open_id and not self._thinking:
             self._thinking = True
         elif token == thought.close_ids[0] and self._thinking:
             self._thinking = False
