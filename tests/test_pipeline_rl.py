@@ -59,7 +59,6 @@ def test_a_stage_runs_from_command_line_to_a_model_that_loads(
     assert load_model(folder / "model").value is None
     summary = json.loads((folder / "summary.json").read_text())
     assert "reward" in summary["evaluation"]
-    assert (place / "runs" / name / "report.md").is_file()
 
 
 def test_two_processes_make_the_attempts_and_the_gradient_of_one(place: Path) -> None:
