@@ -29,6 +29,7 @@ _RANGES: tuple[tuple[str, float, float], ...] = (
     ("corpus.max_document_mb", 0.001, _INF),
     ("corpus.workers", 0, 4096),
     ("tokenizer.train_mb", 0.01, _INF),
+    ("tokenizer.chat_fraction", 0, 0.9),
     ("model.n_layers", 1, 1024),
     ("model.d_model", 8, 65_536),
     ("model.n_heads", 1, 1024),

@@ -53,6 +53,8 @@ class TokenizerConfig:
     """Entries in the vocabulary, special tokens included; rounded up to a multiple of 64."""
     train_mb: float = 16.0
     """Megabytes of text that the tokenizer is trained on."""
+    chat_fraction: float = 0.25
+    """Fraction of it that comes from the conversations, with tools and calls, where a stage reads them."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -254,7 +254,7 @@ def _run(cfg: RunConfig) -> RunFolder:
 
 def _tokenizer(cfg: RunConfig, console: Console) -> "Tokenizer":
     """The run's tokenizer, or the given one; before a run, the one that it will train."""
-    from onesitting.pipeline import text_sample
+    from onesitting.data.text_sample import text_sample
     from onesitting.tokenizer.bpe import Tokenizer, train_tokenizer
 
     for folder in (

@@ -8,7 +8,7 @@ import json
 import math
 import shlex
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, TypeVar
@@ -22,7 +22,7 @@ from onesitting.checks import check_config
 from onesitting.clock import CLOSING_S, Clock
 from onesitting.config import RunConfig, stage_config
 from onesitting.data.prepare import prepare_conversations, prepare_documents, prepare_preferences
-from onesitting.data.sources import sample_texts
+from onesitting.data.text_sample import text_sample
 from onesitting.data.tokens import ChatFolder, PreferenceFolder, TokenFolder
 from onesitting.data.world import World
 from onesitting.errors import UserError
@@ -392,8 +392,3 @@ class Run:
             write_report(self.folder)  # once more, so that the report's own seconds are in it
             print_report(self.folder)
         self.ranks.barrier()
-
-
-def text_sample(cfg: RunConfig) -> Iterator[str]:
-    """About `tokenizer.train_mb` megabytes of the data, a share of each file, which the tokenizer is trained on."""
-    return sample_texts(cfg.data, cfg.corpus, cfg.tokenizer.train_mb, cfg.seed)

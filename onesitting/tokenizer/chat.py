@@ -140,6 +140,23 @@ def render(
     thinking: True opens a thought in the reply, False closes an empty one, None leaves it to the model.
     Raises UserError for a message of another form, or a tokenizer without ChatML tokens.
     """
+    pieces = _conversation(messages, tools)
+    if add_generation_prompt:
+        _open(pieces, "assistant")
+        if thinking is not None:
+            pieces.control("<think>")
+        if thinking is False:
+            pieces.control("</think>")
+            pieces.text("\n")
+    return pieces.encode(tokenizer)
+
+
+def conversation_text(messages: Sequence[Message], tools: Sequence[Mapping[str, Any]] | None = None) -> str:
+    """What `render` encodes as text, without the control tokens: what a tokenizer is to learn of conversations."""
+    return "\n".join(text for text, is_control, _ in _conversation(messages, tools).items if not is_control)
+
+
+def _conversation(messages: Sequence[Message], tools: Sequence[Mapping[str, Any]] | None) -> _Pieces:
     pieces = _Pieces()
     first_is_system = bool(messages) and messages[0].get("role") == "system"
     if tools:
@@ -159,14 +176,7 @@ def render(
             _add_tool_result(pieces, _content(message), is_first, is_last)
         else:
             raise UserError(f"message with role {role!r}; known roles are {', '.join(ROLES)}")
-    if add_generation_prompt:
-        _open(pieces, "assistant")
-        if thinking is not None:
-            pieces.control("<think>")
-        if thinking is False:
-            pieces.control("</think>")
-            pieces.text("\n")
-    return pieces.encode(tokenizer)
+    return pieces
 
 
 def _open(pieces: _Pieces, role: str) -> None:
