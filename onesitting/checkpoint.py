@@ -291,13 +291,15 @@ def config_differences(stored: ModelConfig, wanted: ModelConfig) -> list[str]:
 
 
 def _unstored(cfg: ModelConfig) -> set[str]:
-    """Fields that do not shape the model, so that a config.json does not hold them."""
-    return {"rope_theta"} if cfg.positions == "learned" else set()
+    """Fields that say nothing about this shape, so that a config.json does not hold them."""
+    unstored = {"rope_theta"} if cfg.positions == "learned" else set[str]()
+    routing = {"n_active_experts", "norm_top_k", "router_aux_loss", "router_bias_rate"}
+    return unstored if cfg.n_experts else unstored | routing
 
 
 def check_state(folder: Path, model: Transformer, state: Mapping[str, Tensor]) -> None:
     """Raise UserError when weights under our names lack a tensor of the model, or have one too many or misshapen."""
-    expected = {name: tuple(p.shape) for name, p in model.named_parameters()}
+    expected = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
     problems = [f"{name} is missing" for name in expected.keys() - state.keys()]
     problems += [f"{name} is unknown" for name in state.keys() - expected.keys()]
     for name in expected.keys() & state.keys():
@@ -320,7 +322,7 @@ def _write_model(
     dtype: torch.dtype | None,
 ) -> None:
     cfg = model.cfg
-    state = {name: p.detach().to("cpu", dtype) for name, p in model.named_parameters()}
+    state = {name: tensor.detach().to("cpu", dtype) for name, tensor in model.state_dict().items()}
     dtype_name = str(dtype or next(model.parameters()).dtype).removeprefix("torch.")
     stop_ids: list[int] = [tokenizer.im_end_id, tokenizer.eos_id] if tokenizer else []
     eos_id = stop_ids[-1] if tokenizer else None

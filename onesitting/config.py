@@ -72,7 +72,17 @@ class ModelConfig:
     head_dim: int = 64
     """Width of one head; even."""
     d_ff: int = 704
-    """Width of the MLP's hidden layer."""
+    """Width of the MLP's hidden layer; of each expert's, where there are experts."""
+    n_experts: int = 0
+    """MLPs in each block, of which every token uses a few (Qwen3-MoE); 0: one, which every token uses."""
+    n_active_experts: int = 2
+    """Experts that work on a token."""
+    norm_top_k: bool = True
+    """Weights of a token's experts add up to 1; false: they are the router's probabilities as they are."""
+    router_aux_loss: float = 0.001
+    """Weight of the loss that keeps the experts equally busy; 0: none."""
+    router_bias_rate: float = 0.0
+    """Step of a bias for each expert that keeps them equally busy without a loss, say 0.001; 0: none."""
     vocab_size: int = 0
     """Rows of the embedding; 0: the tokenizer's vocabulary size."""
     context_length: int = 512
@@ -111,7 +121,7 @@ class OptimConfig:
     """AdamW's peak learning rate for an untied output matrix."""
     scalar_lr: float = 0.01
     """AdamW's peak learning rate for norms, biases and position tables."""
-    adapter_lr: float = 0.002
+    adapter_lr: float = 0.008
     """AdamW's peak learning rate for LoRA's matrices."""
     momentum: float = 0.95
     """Muon's Nesterov momentum."""

@@ -29,7 +29,7 @@ from onesitting.errors import UserError
 from onesitting.evaluation.preferences import compare_models
 from onesitting.evaluation.report import print_report, write_report
 from onesitting.evaluation.suite import run_suite, run_suite_thinking
-from onesitting.model.flops import count_parameters, flops_per_token
+from onesitting.model.flops import count_active_parameters, count_parameters, flops_per_token
 from onesitting.model.lora import adapter_in_use, add_adapter, merge, n_adapter_parameters
 from onesitting.model.transformer import Transformer
 from onesitting.run_settings import claim, n_passes, own_budget, total_seconds, with_stage
@@ -197,6 +197,8 @@ class Run:
         flops = flops_per_token(model.cfg, stage.row_length, n_adapter)
         n_parameters = count_parameters(model.cfg)
         trained = f" and {n_adapter:,} trained in an adapter" if n_adapter else ""
+        if model.cfg.n_experts:
+            trained = f" ({count_active_parameters(model.cfg):,} work on a token){trained}"
         self.say(
             f"{name} · {n_parameters:,} parameters{trained} · {target.describe()} · limit {limit / 1e9:,.0f} GFLOP/s"
         )

@@ -22,7 +22,12 @@ from onesitting.data.sources import expand
 from onesitting.errors import UserError
 from onesitting.evaluation.curves import short_number
 from onesitting.evaluation.report_text import duration
-from onesitting.model.flops import count_parameters, flops_per_token, training_memory_bytes
+from onesitting.model.flops import (
+    count_active_parameters,
+    count_parameters,
+    flops_per_token,
+    training_memory_bytes,
+)
 from onesitting.pipeline import SUITE_GUESS
 from onesitting.plan_speed import measure_speed, predict_speed
 from onesitting.plan_text import show_plan
@@ -76,6 +81,8 @@ class Plan:
     device: str
     reasons: tuple[str, ...]
     n_parameters: int
+    n_active_parameters: int
+    """Those that work on one token: fewer than all in a mixture of experts."""
     vocab_size: int
     flops_per_token: float
     limit_flops_per_s: float
@@ -136,6 +143,7 @@ def make_plan(cfg: RunConfig, *, measure: bool = False) -> Plan:
         device=device.describe(),
         reasons=device.reasons,
         n_parameters=n_parameters,
+        n_active_parameters=count_active_parameters(model),
         vocab_size=model.vocab_size,
         flops_per_token=flops,
         limit_flops_per_s=limit,

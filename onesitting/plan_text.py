@@ -42,6 +42,8 @@ def show_plan(plan: "Plan", recipe: str, console: Console | None = None, now: da
 def _facts(plan: "Plan") -> list[tuple[str, str]]:
     speed = plan.stages[0].tokens_per_s
     used = speed * plan.flops_per_token / plan.limit_flops_per_s if plan.limit_flops_per_s else None
+    mixture = plan.n_active_parameters < plan.n_parameters
+    active = f" ({plan.n_active_parameters:,} work on a token)" if mixture else ""
     share = "" if used is None else f", {percent(used)} of the limit"
     memory = (
         f"about {plan.memory_bytes / 1e9:.1f} GB of {plan.memory_available_bytes / 1e9:.1f} GB that are free"
@@ -51,7 +53,7 @@ def _facts(plan: "Plan") -> list[tuple[str, str]]:
         ("folder", str(plan.folder)),
         ("device", plan.device),
         *(("", reason) for reason in plan.reasons),
-        ("model", f"{plan.n_parameters:,} parameters, vocabulary {plan.vocab_size:,}"),
+        ("model", f"{plan.n_parameters:,} parameters{active}, vocabulary {plan.vocab_size:,}"),
         ("", f"{plan.flops_per_token / 1e6:,.1f} MFLOP a token, forward and backward"),
         ("speed", f"{speed:,.0f} tokens a second{share}"),
         ("", plan.speed_source),

@@ -52,6 +52,10 @@ METRICS: dict[str, str] = {
     "approx_kl": "RL: estimated KL divergence from the policy that sampled to the present one, nats a token",
     "kl": "RL: estimated KL divergence from the model at the start, nats a token",
     "skipped": "true when loss or gradient were not finite, or nothing was to learn, and weights stayed",
+    "balance_loss": "mixture of experts: the routers' balance loss in the step's total, beside `loss`",
+    "expert_load_max": "the busiest expert's share of a layer's assignments, as a multiple of an even share",
+    "expert_load_min": "the idlest expert's share, as a multiple of an even share",
+    "experts_unused": "experts, over all layers, that no token was sent to in the step",
     "evaluation": "validation: name -> value, `bits_per_byte` among them; on lines of its own",
     "evaluation_s": "seconds of that validation, samples included",
 }

@@ -11,15 +11,31 @@ BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 
 def count_parameters(cfg: ModelConfig) -> int:
     """Numbers in the model; a tied embedding counts once. Equal to the module's own count."""
+    idle = cfg.n_experts - n_mlps(cfg) if cfg.n_experts else 0
+    return count_active_parameters(cfg) + cfg.n_layers * idle * _count_mlp(cfg)
+
+
+def count_active_parameters(cfg: ModelConfig) -> int:
+    """Numbers that work on one token: all but the experts that it is not sent to."""
     return count_matrix_parameters(cfg) + _count_vectors(cfg) + _count_tables(cfg)
 
 
 def count_matrix_parameters(cfg: ModelConfig) -> int:
-    """Parameters that take part in a matrix product for every token: the blocks' matrices and the output's."""
+    """Parameters that a token is multiplied with: the blocks' matrices, of its own experts only, and the output's."""
     d, heads, kv_heads = cfg.d_model, cfg.n_heads * cfg.head_dim, cfg.n_kv_heads * cfg.head_dim
     attention = 2 * d * heads + 2 * d * kv_heads
-    mlp = (3 if cfg.mlp == "swiglu" else 2) * d * cfg.d_ff
+    mlp = n_mlps(cfg) * _count_mlp(cfg) + cfg.n_experts * d  # the router's matrix
     return cfg.n_layers * (attention + mlp) + cfg.vocab_size * d + cfg.n_scores * d
+
+
+def n_mlps(cfg: ModelConfig) -> int:
+    """MLPs of a block that work on a token: its experts, or the only one."""
+    return cfg.n_active_experts if cfg.n_experts else 1
+
+
+def _count_mlp(cfg: ModelConfig) -> int:
+    """Numbers in the matrices of one MLP."""
+    return (3 if cfg.mlp == "swiglu" else 2) * cfg.d_model * cfg.d_ff
 
 
 def _count_vectors(cfg: ModelConfig) -> int:
@@ -67,9 +83,11 @@ def training_memory_bytes(
     attention = 2 * d + 2 * heads + 2 * kv_heads + cfg.n_heads * context // 2
     if cfg.qk_norm:
         attention += heads + kv_heads
-    mlp = 2 * d + (4 if cfg.mlp == "swiglu" else 2) * cfg.d_ff
+    mlp = 2 * d + n_mlps(cfg) * (4 if cfg.mlp == "swiglu" else 2) * cfg.d_ff
+    if cfg.n_experts:
+        mlp += 2 * cfg.n_active_experts * d  # each expert's copy of its tokens, and what it gives back
     activations = tokens * size * (cfg.n_layers * (attention + mlp) + 3 * d)
-    cast_weights = count_matrix_parameters(cfg) * size if size < 4 else 0
+    cast_weights = count_parameters(cfg) * size if size < 4 else 0
     loss = 4 * cfg.vocab_size * d + 3 * 4 * max(
         2**20, 64 * cfg.vocab_size
     )  # its gradient; one chunk of logits

@@ -19,15 +19,27 @@ from onesitting.errors import UserError
 
 # What each format fixes; every other field of ModelConfig is free.
 FORMATS: dict[str, dict[str, Any]] = {
-    "qwen3": {"norm": "rms", "positions": "rope", "mlp": "swiglu", "qk_norm": True, "bias": False},
-    "llama": {"norm": "rms", "positions": "rope", "mlp": "swiglu", "qk_norm": False},
-    "gpt2": {"norm": "layer", "positions": "learned", "mlp": "gelu", "qk_norm": False, "bias": True},
+    "qwen3": {"norm": "rms", "positions": "rope", "mlp": "swiglu", "qk_norm": True, "bias": False, "n_experts": 0},
+    "llama": {"norm": "rms", "positions": "rope", "mlp": "swiglu", "qk_norm": False, "n_experts": 0},
+    "gpt2": {
+        "norm": "layer", "positions": "learned", "mlp": "gelu", "qk_norm": False, "bias": True, "n_experts": 0
+    },
+    "qwen3_moe": {
+        "norm": "rms", "positions": "rope", "mlp": "swiglu", "qk_norm": True, "bias": False, "router_bias_rate": 0.0
+    },
+}  # fmt: skip
+ARCHITECTURES = {
+    "qwen3": "Qwen3ForCausalLM",
+    "llama": "LlamaForCausalLM",
+    "gpt2": "GPT2LMHeadModel",
+    "qwen3_moe": "Qwen3MoeForCausalLM",
 }
-ARCHITECTURES = {"qwen3": "Qwen3ForCausalLM", "llama": "LlamaForCausalLM", "gpt2": "GPT2LMHeadModel"}
 SCORERS = {
     kind: re.sub("(ForCausalLM|LMHeadModel)$", "ForSequenceClassification", name)
     for kind, name in ARCHITECTURES.items()
 }
+EXPERT = re.compile(r"(.*\.mlp\.experts)\.(\d+)\.(gate_proj|up_proj|down_proj)\.weight")
+"""Name of one expert's matrix on disk: layer, expert, kind. In the model, a kind is one tensor for all experts."""
 
 # Buffers that older files carry and that follow from the configuration.
 DERIVED = re.compile(r"(rotary_emb\.inv_freq|\.attn\.bias|\.attn\.masked_bias)$")
@@ -52,7 +64,7 @@ GPT2_TOP = {
 
 
 def hf_format(cfg: ModelConfig) -> str:
-    """`qwen3`, `llama` or `gpt2`.
+    """`qwen3`, `llama`, `gpt2` or `qwen3_moe`.
 
     Raises UserError when no standard format has this combination of switches, naming those to change.
     """
@@ -60,7 +72,10 @@ def hf_format(cfg: ModelConfig) -> str:
     for name, wrong in misfits.items():
         if not wrong:
             return name
-    nearest = min(misfits, key=lambda name: len(misfits[name]))
+    # Of two formats with as much to change, the one with experts is nearer to a model with experts.
+    nearest = min(
+        misfits, key=lambda name: (len(misfits[name]), bool(cfg.n_experts) != (name == "qwen3_moe"))
+    )
     changes = ", ".join(misfits[nearest])
     raise UserError(
         f"no standard format has this model's combination of switches; nearest is {nearest}: set {changes}"
@@ -74,6 +89,8 @@ def _misfits(cfg: ModelConfig, name: str) -> list[str]:
         wanted |= {"n_kv_heads": cfg.n_heads}
         if cfg.n_heads * cfg.head_dim != cfg.d_model:
             wanted |= {"d_model": cfg.n_heads * cfg.head_dim}
+    if name == "qwen3_moe":
+        wanted |= {"n_experts": cfg.n_experts or 8}
     if name == "llama":  # transformers refuses a Llama whose width its heads do not divide
         wanted |= {"d_model": -(-cfg.d_model // cfg.n_heads) * cfg.n_heads}
     return [f"model.{k}={json.dumps(v)}" for k, v in wanted.items() if getattr(cfg, k) != v]
@@ -138,7 +155,21 @@ def hf_config(
             if kind == "llama"
             else {"use_sliding_window": False, "sliding_window": None}
         )
+        | (_moe_entries(cfg) if kind == "qwen3_moe" else {})
     )
+
+
+def _moe_entries(cfg: ModelConfig) -> dict[str, Any]:
+    return {
+        "num_experts": cfg.n_experts,
+        "num_experts_per_tok": cfg.n_active_experts,
+        "moe_intermediate_size": cfg.d_ff,
+        "norm_topk_prob": cfg.norm_top_k,
+        "router_aux_loss_coef": cfg.router_aux_loss,
+        "decoder_sparse_step": 1,  # every block has experts
+        "mlp_only_layers": [],
+        "output_router_logits": False,
+    }
 
 
 def config_from_hf(config: Mapping[str, Any]) -> ModelConfig:
@@ -146,34 +177,49 @@ def config_from_hf(config: Mapping[str, Any]) -> ModelConfig:
     kind = config.get("model_type")
     if kind == "gpt2":
         return _gpt2_config(config)
-    if kind not in ("qwen3", "llama"):
+    if kind not in ("qwen3", "llama", "qwen3_moe"):
         raise UserError(f"config.json: model_type is {kind!r}; only {', '.join(FORMATS)} can be read")
     rope = config.get("rope_parameters") or config.get("rope_scaling") or {}
     bias = bool(config.get("attention_bias", False))
     _require(config, "hidden_act", "silu", default="silu")
     _require(rope, "rope_type", "default", default=rope.get("type", "default"))
     _require(config, "use_sliding_window", False, default=False)
-    if kind == "qwen3":
+    if kind != "llama":
         _require(config, "attention_bias", False, default=False)
     else:
         _require(config, "mlp_bias", bias, default=False)
     n_heads, d_model = _number(config, "num_attention_heads"), _number(config, "hidden_size")
+    is_moe = kind == "qwen3_moe"
     return ModelConfig(
+        **(_read_moe_entries(config) if is_moe else {}),
         n_layers=_number(config, "num_hidden_layers"),
         d_model=d_model,
         n_heads=n_heads,
         n_kv_heads=config.get("num_key_value_heads") or n_heads,
         head_dim=config.get("head_dim") or (128 if kind == "qwen3" else d_model // n_heads),
-        d_ff=_number(config, "intermediate_size"),
+        d_ff=_number(config, "moe_intermediate_size" if is_moe else "intermediate_size"),
         vocab_size=_number(config, "vocab_size"),
         context_length=_number(config, "max_position_embeddings"),
         rope_theta=float(rope.get("rope_theta") or config.get("rope_theta") or 10_000.0),
-        qk_norm=kind == "qwen3",
+        qk_norm=kind != "llama",
         norm_eps=float(config.get("rms_norm_eps", 1e-6)),
         bias=bias,
         tie_embeddings=bool(config.get("tie_word_embeddings", False)),
         n_scores=_n_scores(config),
     )
+
+
+def _read_moe_entries(config: Mapping[str, Any]) -> dict[str, Any]:
+    _require(config, "decoder_sparse_step", 1, default=1)
+    _require(config, "mlp_only_layers", ([], None), default=[])
+    # transformers 5 writes num_local_experts and reads both names.
+    n_experts = "num_experts" if "num_experts" in config else "num_local_experts"
+    return {
+        "n_experts": _number(config, n_experts),
+        "n_active_experts": _number(config, "num_experts_per_tok"),
+        "norm_top_k": bool(config.get("norm_topk_prob", False)),
+        "router_aux_loss": float(config.get("router_aux_loss_coef", 0.001)),
+    }
 
 
 def _gpt2_config(config: Mapping[str, Any]) -> ModelConfig:
@@ -231,7 +277,7 @@ def _require(config: Mapping[str, Any], key: str, allowed: Any, default: Any) ->
 def to_hf_state(cfg: ModelConfig, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Our state dict under the names, and in the layout, of cfg's Hugging Face format."""
     if hf_format(cfg) != "gpt2":
-        return dict(state)
+        return _split_experts(state)
     out = {GPT2_TOP[name]: tensor for name, tensor in state.items() if name in GPT2_TOP}
     for layer in range(cfg.n_layers):
         ours, theirs = f"model.layers.{layer}.", f"transformer.h.{layer}."
@@ -250,8 +296,7 @@ def from_hf_state(cfg: ModelConfig, state: Mapping[str, Tensor]) -> dict[str, Te
     Raises UserError when a stored copy of a tied output matrix differs from the embedding.
     """
     state = {name: tensor for name, tensor in state.items() if not DERIVED.search(name)}
-    if hf_format(cfg) == "gpt2":
-        state = _from_gpt2_state(cfg, state)
+    state = _from_gpt2_state(cfg, state) if hf_format(cfg) == "gpt2" else _stack_experts(state)
     copy = state.pop("lm_head.weight", None) if cfg.tie_embeddings else None
     if copy is not None and not torch.equal(copy, state["model.embed_tokens.weight"]):
         raise UserError(
@@ -259,6 +304,31 @@ def from_hf_state(cfg: ModelConfig, state: Mapping[str, Tensor]) -> dict[str, Te
             "set tie_word_embeddings to false in config.json"
         )
     return state
+
+
+def _split_experts(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Each expert's matrices under names of their own, as checkpoints of Qwen3-MoE have them."""
+    out: dict[str, Tensor] = {}
+    for name, tensor in state.items():
+        if ".mlp.experts." not in name:
+            out[name] = tensor
+            continue
+        experts, _, kind = name.rpartition(".")
+        out |= {f"{experts}.{index}.{kind}.weight": matrix for index, matrix in enumerate(tensor.unbind())}
+    return out
+
+
+def _stack_experts(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The reverse; an expert that is missing leaves its stack out, which the reader reports."""
+    out = {name: tensor for name, tensor in state.items() if not EXPERT.fullmatch(name)}
+    stacks: dict[str, dict[int, Tensor]] = {}
+    for name, tensor in state.items():
+        if found := EXPERT.fullmatch(name):
+            stacks.setdefault(f"{found[1]}.{found[3]}", {})[int(found[2])] = tensor
+    for name, matrices in stacks.items():
+        if sorted(matrices) == list(range(len(matrices))):
+            out[name] = torch.stack([matrices[index] for index in range(len(matrices))])
+    return out
 
 
 def _from_gpt2_state(cfg: ModelConfig, state: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -26,7 +26,8 @@ from torch import Tensor, nn
 
 from onesitting.config import LoraConfig
 from onesitting.errors import UserError
-from onesitting.model.transformer import Linear, Transformer
+from onesitting.model.linear import Linear
+from onesitting.model.transformer import Transformer
 
 
 class LoraLinear(Linear):

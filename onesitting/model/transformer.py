@@ -21,27 +21,13 @@ from torch import Tensor, nn
 from onesitting.config import ModelConfig
 from onesitting.errors import UserError
 from onesitting.model.kernels import attention, rms_norm, rotate
+from onesitting.model.linear import Linear
 from onesitting.model.logprobs import cross_entropy_sum
+from onesitting.model.moe import MoE
 from onesitting.model.wiring import can_wire, wire_lookup
 
 if TYPE_CHECKING:
     from onesitting.model.kv_cache import KVCache
-
-
-class Linear(nn.Linear):
-    """`x W^T + b` in the dtype of x; the weight is left unset, `init_weights` or a checkpoint fills it."""
-
-    def reset_parameters(self) -> None:
-        """Nothing: PyTorch's default would draw from the global random state."""
-
-    def forward(self, input: Tensor) -> Tensor:
-        """(..., out) for input (..., in)."""
-        bias = None if self.bias is None else self.bias.to(input.dtype)  # pyright: ignore[reportUnnecessaryComparison]
-        return F.linear(input, self.weight.to(input.dtype), bias)
-
-    def effective_weight(self) -> Tensor:
-        """(out, in): what the layer multiplies with, adapters included (lora.py)."""
-        return self.weight
 
 
 class RMSNorm(nn.Module):
@@ -179,7 +165,7 @@ class Block(nn.Module):
         self.input_layernorm = make_norm(cfg)
         self.self_attn = Attention(cfg)
         self.post_attention_layernorm = make_norm(cfg)
-        self.mlp = SwiGLU(cfg) if cfg.mlp == "swiglu" else GELU(cfg)
+        self.mlp = MoE(cfg) if cfg.n_experts else SwiGLU(cfg) if cfg.mlp == "swiglu" else GELU(cfg)
 
     def forward(self, x: Tensor, layer: int, context: Context) -> Tensor:
         """(B, T, d_model) -> (B, T, d_model)."""
@@ -310,7 +296,7 @@ class Transformer(nn.Module):
             elif name == "lm_head.weight":
                 normal_(parameter, 0.001)
             else:
-                normal_(parameter, parameter.shape[1] ** -0.5)
+                normal_(parameter, parameter.shape[-1] ** -0.5)
         if self.cfg.initial_weights == "lookup" and can_wire(self.cfg):
             wire_lookup(self, generator)
 
@@ -339,6 +325,15 @@ def check_shape(cfg: ModelConfig) -> None:
         raise UserError(
             f"model.n_kv_heads is {cfg.n_kv_heads}, which does not divide model.n_heads ({cfg.n_heads}); "
             f"set model.n_kv_heads to a divisor of {cfg.n_heads}"
+        )
+    if cfg.n_experts and not 1 <= cfg.n_active_experts <= cfg.n_experts:
+        raise UserError(
+            f"model.n_active_experts is {cfg.n_active_experts} of {cfg.n_experts} experts; give 1 to {cfg.n_experts}"
+        )
+    if cfg.n_experts and (cfg.mlp != "swiglu" or cfg.bias):
+        raise UserError(
+            f"model.n_experts is {cfg.n_experts}: experts are SwiGLU without biases; "
+            "set model.mlp=swiglu and model.bias=false, or model.n_experts=0"
         )
     if cfg.positions == "rope" and cfg.head_dim % 2:
         raise UserError(f"model.head_dim is {cfg.head_dim}; rotary positions need an even number")

@@ -14,6 +14,7 @@ from torch import nn
 
 from onesitting.config import DeviceConfig, ModelConfig
 from onesitting.errors import UserError
+from onesitting.model.flops import n_mlps
 from onesitting.train.hardware import Hardware, detect
 from onesitting.train.scaler import LossScaler
 
@@ -110,11 +111,12 @@ def activation_bytes_per_token(model: ModelConfig, element_bytes: int) -> float:
     """Upper estimate of what one token keeps for the backward pass, in bytes.
 
     Per block: residual stream and norms (8 d_model), queries, keys, values and attention output (4 head widths), and
-    the MLP's three or four hidden vectors; then one float32 row of logits with its gradient. A document mask is not
-    counted.
+    the MLP's three or four hidden vectors, for each expert of the token; then one float32 row of logits with its
+    gradient. A document mask is not counted.
     """
     heads = (2 * model.n_heads + 2 * model.n_kv_heads) * model.head_dim
-    per_block = 8 * model.d_model + 2 * heads + 4 * model.d_ff
+    per_block = 8 * model.d_model + 2 * heads + 4 * n_mlps(model) * model.d_ff
+    per_block += 2 * model.n_active_experts * model.d_model if model.n_experts else 0
     return model.n_layers * per_block * element_bytes + 2 * 4 * model.vocab_size + 16 * model.d_model
 
 

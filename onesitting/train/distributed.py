@@ -222,3 +222,5 @@ def load_unsharded(model: Transformer, whole: Transformer) -> None:
     if whole is not model:
         for parameter, source in zip(model.parameters(), whole.parameters(), strict=True):
             local(parameter).copy_(shard_like(parameter, source.detach().to(local(parameter).device)))
+        for buffer, source in zip(model.buffers(), whole.buffers(), strict=True):
+            buffer.copy_(source)

@@ -18,6 +18,7 @@ from torch import Tensor
 from onesitting.checkpoint import latest_checkpoint, load_checkpoint, prune_checkpoints, save_checkpoint
 from onesitting.config import RunConfig
 from onesitting.errors import UserError
+from onesitting.model import moe
 from onesitting.model.transformer import Transformer
 from onesitting.runlog import StageFolder, append_jsonl, keep_jsonl
 from onesitting.train import distributed
@@ -168,8 +169,7 @@ class Loop:
 
     def finished(self) -> bool:
         """Whether the step target is known and reached; the same on every rank."""
-        n_steps = self.target.n_steps
-        return n_steps is not None and self.state.step >= n_steps
+        return self.target.n_steps is not None and self.state.step >= self.target.n_steps
 
     def train_step(self) -> dict[str, Any]:
         """One optimizer step; returns its line of metrics. A non-finite step changes no weight."""
@@ -177,24 +177,23 @@ class Loop:
         row_length = self.target.row_length(state.step)
         with self.parts("data"):
             batches = self.prefetch.take(state.step, row_length)
-        next_length = self.target.row_length(state.step + 1)
-        self.prefetch.start(state.step + 1, next_length)
-        counts = self.ranks.sum_counts([sum(b.n_units for b in batches), sum(b.n_tokens for b in batches)])
-        n_units, n_tokens = counts
+        self.prefetch.start(state.step + 1, self.target.row_length(state.step + 1))
+        sizes = [sum(b.n_units for b in batches), sum(b.n_tokens for b in batches)]
+        n_units, n_tokens = self.ranks.sum_counts(sizes)
         # What a forward pass draws, such as dropout, is a function of (seed, step, rank) too.
         torch.manual_seed(step_seed(self.cfg.seed, state.step, self.ranks.rank))
-        sums = self.accumulate(batches, n_units)
+        sums = self.accumulate(batches, n_units, n_tokens)
         distributed.all_reduce_gradients(self.model, self.ranks)
         sums = self.ranks.sum_tensors(sums)
+        routing = moe.update_routers(self.model, self.ranks.sum_counts)
         with self.parts("optimizer"):
             if self.scaler is not None:
                 self.scaler.unscale(self.optimizer)
             norm = self.optimizer.clip(self.cfg.optim.clip_norm)
-        lr_factor = self.target.lr_factor(state.step)
-        loss = float(sums["loss"]) / n_units if n_units else 0.0
-        finite = math.isfinite(loss) and math.isfinite(float(norm))
-        applied = finite and n_units > 0
-        with self.parts("optimizer"):
+            lr_factor = self.target.lr_factor(state.step)
+            loss = float(sums["loss"]) / n_units if n_units else 0.0
+            finite = math.isfinite(loss) and math.isfinite(float(norm))
+            applied = finite and n_units > 0
             if applied:
                 self.optimizer.step(lr_factor * state.lr_scale)
             self.optimizer.zero_grad()
@@ -214,10 +213,10 @@ class Loop:
             "step_s": round(seconds, 5),
             "tokens_per_s": round(n_tokens / seconds, 1),
             **({"skipped": True} if not applied else {}),
-            **means(sums, n_units),
+            **(means(sums, n_units) | routing),
         }
 
-    def accumulate(self, batches: list[Any], n_units: int) -> dict[str, Tensor]:
+    def accumulate(self, batches: list[Any], n_units: int, n_tokens: int) -> dict[str, Tensor]:
         """Add the gradients of (sum of losses / n_units); returns the sums over this rank's micro-batches."""
         device = self.plan.torch_device
         sums: dict[str, Tensor] = {"loss": torch.zeros((), device=device)}
@@ -225,8 +224,9 @@ class Loop:
         for batch in batches:
             with self.parts("forward"), self.plan.autocast():
                 loss, named = self.stage.loss_sum(self.model, batch.to(device))
+                total, named = moe.add_balance_loss(self.model, loss, named, n_units / max(1, n_tokens))
             with self.parts("backward"):
-                (loss * scale).backward()
+                (total * scale).backward()
             for key, value in {"loss": loss, **named}.items():
                 sums[key] = sums.get(key, torch.zeros((), device=device)) + value.detach()
         return sums
@@ -315,8 +315,7 @@ class Loop:
         """Append a record to metrics.jsonl, and its numbers to TensorBoard where that is on."""
         append_jsonl(self.folder.metrics_path, record)
         if self.tensorboard is not None:
-            values = {**record, **record.get("evaluation", {})}
-            for key, value in values.items():
+            for key, value in {**record, **record.get("evaluation", {})}.items():
                 if isinstance(value, int | float) and key != "step":
                     self.tensorboard.add_scalar(f"{self.stage.name}/{key}", value, record["step"])
 
@@ -340,6 +339,7 @@ class Loop:
         path = self.folder.checkpoints / f"{state.step:06d}"
         model, tensors = distributed.unsharded(self.model), self.optimizer.state_tensors()
         if self.ranks.rank == 0 and not path.exists():
+            tensors |= moe.router_state(self.model)
             save_checkpoint(path, model, self.tokenizer, tensors=tensors, state={"loop": asdict(state)})
             best = f"{state.best_step:06d}" if state.best_step >= 0 else None
             prune_checkpoints(self.folder.checkpoints, self.cfg.checkpoint.keep_last, best)
@@ -375,6 +375,7 @@ class Loop:
         whole = distributed.unsharded(self.model)
         tensors, state = load_checkpoint(path, whole)
         distributed.load_unsharded(self.model, whole)
+        moe.load_router_state(self.model, tensors)
         self.optimizer.load_state_tensors(tensors)
         self.state = LoopState(**state["loop"])
         self.target.load_state_dict(self.state.target)

@@ -6,7 +6,8 @@ https://kellerjordan.github.io/posts/muon). Embedding, output matrix, norms, bia
 geometry and take AdamW (Loshchilov & Hutter 2019, arXiv:1711.05101).
 
 All matrices of one shape are orthogonalised together, in one batched product; a tall matrix joins the wide ones
-of its transposed shape. A gradient that is None counts as zero, so that all processes do the same work.
+of its transposed shape, and a tensor of experts (E, R, C) is E matrices, each orthogonalised by itself. A gradient
+that is None counts as zero, so that all processes do the same work.
 
 Shapes: N matrices of one shape, R rows <= C columns.
 """
@@ -137,7 +138,7 @@ def role(name: str, parameter: Tensor) -> str:
     """`matrix`, `embed`, `head`, `scalar` or `adapter`: which rule and learning rate a parameter has."""
     if is_of_adapter(name):
         return "adapter"
-    if parameter.ndim == 2 and ".layers." in name:
+    if parameter.ndim >= 2 and ".layers." in name:
         return "matrix"
     if "embed_tokens" in name:
         return "embed"
@@ -179,7 +180,7 @@ class MuonAdamW:
         which = role(name, parameter)
         zeros = torch.zeros_like(local(parameter), memory_format=torch.contiguous_format)
         if which == "matrix":
-            rows, columns = parameter.shape
+            rows, columns = parameter.shape[-2:]
             key = (min(rows, columns), max(rows, columns))
             group = self.matrices.setdefault(key, MatrixGroup())
             group.momentum.append(zeros)
@@ -231,12 +232,14 @@ class MuonAdamW:
         torch._foreach_lerp_(group.momentum, grads, 1 - beta)
         torch._foreach_lerp_(grads, group.momentum, beta)  # Nesterov: look one step of momentum ahead
         whole = [gather_like(p, g) for p, g in zip(group.params, grads, strict=True)]
-        flipped = [matrix.shape[0] > matrix.shape[1] for matrix in whole]
-        stack = torch.empty(len(whole), *shape, dtype=self.dtype, device=whole[0].device)
+        flipped = [matrix.shape[-2] > matrix.shape[-1] for matrix in whole]
+        counts = [matrix.shape[:-2].numel() for matrix in whole]  # a tensor of experts is as many matrices
+        stack = torch.empty(sum(counts), *shape, dtype=self.dtype, device=whole[0].device)
         torch._foreach_copy_(
-            list(stack.unbind()), [m.mT if flip else m for m, flip in zip(whole, flipped, strict=True)]
+            list(stack.split(counts)),
+            [as_stack(m.mT if flip else m) for m, flip in zip(whole, flipped, strict=True)],
         )
-        updates = orthogonalise(stack, self.coefficients).unbind()
+        updates = orthogonalise(stack, self.coefficients).split(counts)
         if self.cfg.weight_decay:
             torch._foreach_mul_(params, 1 - lr * self.cfg.weight_decay)
         for flip in (False, True):  # tall matrices share one rate scale, wide and square ones the other
@@ -244,6 +247,7 @@ class MuonAdamW:
             if chosen:
                 rows, columns = shape[::-1] if flip else shape
                 moves = [updates[i].mT if flip else updates[i] for i in chosen]
+                moves = [move.view_as(whole[i]) for i, move in zip(chosen, moves, strict=True)]
                 moves = [shard_like(group.params[i], move) for i, move in zip(chosen, moves, strict=True)]
                 torch._foreach_add_([params[i] for i in chosen], moves, alpha=-lr * rate_scale(rows, columns))
 
@@ -301,6 +305,11 @@ class MuonAdamW:
                 named[f"exp_avg.{name}"] = (parameter, group.exp_avg[i])
                 named[f"exp_avg_sq.{name}"] = (parameter, group.exp_avg_sq[i])
         return named
+
+
+def as_stack(matrix: Tensor) -> Tensor:
+    """(N, R, C): matrices as they are, a single one as the only one of its stack."""
+    return matrix if matrix.ndim == 3 else matrix[None]
 
 
 def gradients(params: Sequence[nn.Parameter]) -> list[Tensor]:
