@@ -9,6 +9,7 @@ from test_pipeline import TINY, command
 
 from onesitting.checkpoint import load_model
 from onesitting.model.peft import load_adapter
+from onesitting.runlog import read_jsonl
 
 
 @pytest.fixture(scope="module")
@@ -53,3 +54,23 @@ def test_a_stage_starts_from_an_adapter(place: Path) -> None:
     )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr
     assert "starting from runs/lora/sft/adapter" in done.stdout
+
+
+@pytest.mark.parametrize("shard", ["ddp", "fsdp"])
+def test_two_processes_train_an_adapter_as_one(place: Path, shard: str) -> None:
+    done = command(
+        "sft", *TINY, "--corpus.cache", str(place / "cache"), "--budget", "tokens=20k", "--name", shard,
+        "--stages", "sft", "--from", "runs/base", "--lora.rank", "4", "--device.shard", shard,
+        "--device.threads", "1", cwd=place, processes=2,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+    one, two = (
+        [r for r in read_jsonl(place / "runs" / name / "sft/metrics.jsonl") if "loss" in r]
+        for name in ("lora", shard)
+    )
+    assert [r["tokens"] for r in one] == [r["tokens"] for r in two]
+    assert two[0]["loss"] == pytest.approx(one[0]["loss"], rel=1e-5), (
+        "before the first update dropout does nothing"
+    )
+    assert two[-1]["loss"] == pytest.approx(one[-1]["loss"], rel=5e-2)
+    assert (place / "runs" / shard / "sft/adapter/adapter_model.safetensors").is_file()

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from onesitting.config import ModelConfig
 from onesitting.errors import UserError
+from onesitting.model.moe import split_experts, stack_experts
 
 # What each format fixes; every other field of ModelConfig is free.
 FORMATS: dict[str, dict[str, Any]] = {
@@ -38,8 +39,6 @@ SCORERS = {
     kind: re.sub("(ForCausalLM|LMHeadModel)$", "ForSequenceClassification", name)
     for kind, name in ARCHITECTURES.items()
 }
-EXPERT = re.compile(r"(.*\.mlp\.experts)\.(\d+)\.(gate_proj|up_proj|down_proj)\.weight")
-"""Name of one expert's matrix on disk: layer, expert, kind. In the model, a kind is one tensor for all experts."""
 
 # Buffers that older files carry and that follow from the configuration.
 DERIVED = re.compile(r"(rotary_emb\.inv_freq|\.attn\.bias|\.attn\.masked_bias)$")
@@ -277,7 +276,7 @@ def _require(config: Mapping[str, Any], key: str, allowed: Any, default: Any) ->
 def to_hf_state(cfg: ModelConfig, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Our state dict under the names, and in the layout, of cfg's Hugging Face format."""
     if hf_format(cfg) != "gpt2":
-        return _split_experts(state)
+        return split_experts(state)
     out = {GPT2_TOP[name]: tensor for name, tensor in state.items() if name in GPT2_TOP}
     for layer in range(cfg.n_layers):
         ours, theirs = f"model.layers.{layer}.", f"transformer.h.{layer}."
@@ -296,7 +295,7 @@ def from_hf_state(cfg: ModelConfig, state: Mapping[str, Tensor]) -> dict[str, Te
     Raises UserError when a stored copy of a tied output matrix differs from the embedding.
     """
     state = {name: tensor for name, tensor in state.items() if not DERIVED.search(name)}
-    state = _from_gpt2_state(cfg, state) if hf_format(cfg) == "gpt2" else _stack_experts(state)
+    state = _from_gpt2_state(cfg, state) if hf_format(cfg) == "gpt2" else stack_experts(state)
     copy = state.pop("lm_head.weight", None) if cfg.tie_embeddings else None
     if copy is not None and not torch.equal(copy, state["model.embed_tokens.weight"]):
         raise UserError(
@@ -304,31 +303,6 @@ def from_hf_state(cfg: ModelConfig, state: Mapping[str, Tensor]) -> dict[str, Te
             "set tie_word_embeddings to false in config.json"
         )
     return state
-
-
-def _split_experts(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Each expert's matrices under names of their own, as checkpoints of Qwen3-MoE have them."""
-    out: dict[str, Tensor] = {}
-    for name, tensor in state.items():
-        if ".mlp.experts." not in name:
-            out[name] = tensor
-            continue
-        experts, _, kind = name.rpartition(".")
-        out |= {f"{experts}.{index}.{kind}.weight": matrix for index, matrix in enumerate(tensor.unbind())}
-    return out
-
-
-def _stack_experts(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The reverse; an expert that is missing leaves its stack out, which the reader reports."""
-    out = {name: tensor for name, tensor in state.items() if not EXPERT.fullmatch(name)}
-    stacks: dict[str, dict[int, Tensor]] = {}
-    for name, tensor in state.items():
-        if found := EXPERT.fullmatch(name):
-            stacks.setdefault(f"{found[1]}.{found[3]}", {})[int(found[2])] = tensor
-    for name, matrices in stacks.items():
-        if sorted(matrices) == list(range(len(matrices))):
-            out[name] = torch.stack([matrices[index] for index in range(len(matrices))])
-    return out
 
 
 def _from_gpt2_state(cfg: ModelConfig, state: Mapping[str, Tensor]) -> dict[str, Tensor]:

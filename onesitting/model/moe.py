@@ -17,7 +17,8 @@ Left alone, a router sends everything to a few experts, which then learn all the
 Shapes: N tokens, E experts, k experts a token, d_model width of the residual stream, F width of an expert.
 """
 
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Mapping
 
 import torch
 import torch.nn.functional as F
@@ -201,3 +202,34 @@ def load_router_state(model: nn.Module, tensors: dict[str, Tensor]) -> None:
         load = tensors.pop(f"router_load.{index}", None)
         layer.load = None if load is None else load.to(layer.gate.weight.device)
         layer.counts = layer.probability_sum = None
+
+
+# ---- on disk -------------------------------------------------------------------------------------------------
+
+EXPERT = re.compile(r"(.*\.mlp\.experts)\.(\d+)\.(gate_proj|up_proj|down_proj)\.weight")
+"""Name of one expert's matrix on disk: layer, expert, kind. In the model, a kind is one tensor for all experts."""
+
+
+def split_experts(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Each expert's matrices under names of their own, as checkpoints of Qwen3-MoE have them."""
+    out: dict[str, Tensor] = {}
+    for name, tensor in state.items():
+        if ".mlp.experts." not in name:
+            out[name] = tensor
+            continue
+        experts, _, kind = name.rpartition(".")
+        out |= {f"{experts}.{index}.{kind}.weight": matrix for index, matrix in enumerate(tensor.unbind())}
+    return out
+
+
+def stack_experts(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The reverse; an expert that is missing leaves its stack out, which the reader reports."""
+    out = {name: tensor for name, tensor in state.items() if not EXPERT.fullmatch(name)}
+    stacks: dict[str, dict[int, Tensor]] = {}
+    for name, tensor in state.items():
+        if found := EXPERT.fullmatch(name):
+            stacks.setdefault(f"{found[1]}.{found[3]}", {})[int(found[2])] = tensor
+    for name, matrices in stacks.items():
+        if sorted(matrices) == list(range(len(matrices))):
+            out[name] = torch.stack([matrices[index] for index in range(len(matrices))])
+    return out

@@ -15,7 +15,7 @@ from onesitting.errors import UserError
 from onesitting.model import moe
 from onesitting.model.flops import count_active_parameters, count_matrix_parameters, count_parameters
 from onesitting.model.hf import hf_format
-from onesitting.model.kv_cache import KVCache
+from onesitting.model.kv_cache import KVCache, Next, Piece
 from onesitting.model.transformer import Transformer
 from onesitting.train.optim import MuonAdamW
 
@@ -166,16 +166,15 @@ def test_nothing_is_recorded_outside_of_training() -> None:
 
 
 def test_the_choice_bias_moves_tokens_to_idle_experts_without_touching_their_weights() -> None:
-    layer = moe.moe_layers(model(replace(CFG, router_bias_rate=0.05, router_aux_loss=0.0)))[0].train()
+    layer = moe.moe_layers(model(replace(CFG, router_bias_rate=0.01, router_aux_loss=0.0)))[0].train()
     x = torch.randn(64, 32, generator=torch.Generator().manual_seed(5)) + 1
     with torch.no_grad():
-        layer.gate.weight[0] += 0.2  # the first expert is everybody's choice
+        layer.gate.weight[0] += 0.06  # the first expert is the choice of most
     loads: list[float] = []
-    for _ in range(40):
+    for _ in range(60):
         layer(x[None])
         loads.append(moe.update_routers(layer, lambda counts: counts)["expert_load_max"])
-    assert loads[0] == 2.0, "every token has it as one of its two"
-    assert loads[-1] < 1.5
+    assert sum(loads[-10:]) / 10 < loads[0] - 0.3, "2 would be an expert that every token has among its two"
     assert torch.allclose(layer.eval()(x[None])[0], one_by_one(layer, x), atol=1e-4)
 
 
@@ -263,9 +262,14 @@ def test_parameters_are_counted_in_all_and_for_one_token() -> None:
 def test_cached_decoding_equals_the_full_pass() -> None:
     it = model()
     cache = KVCache(it, 3, 10)
+    rows = TOKENS.tolist()
     with torch.no_grad():
-        parts = [it(part, cache=cache) for part in (TOKENS[:, :4], TOKENS[:, 4:9], TOKENS[:, 9:])]
-    assert torch.allclose(torch.cat(parts, dim=1), logits(it), atol=1e-5)
+        full = it.hidden(TOKENS)
+        first = cache.read(it, [Piece(slot, 0, row[:4]) for slot, row in enumerate(rows)], [])
+        assert torch.allclose(first, full[:, 3], atol=1e-5)
+        for t in range(4, 10):
+            one = cache.read(it, [], [Next(slot, t, row[t]) for slot, row in enumerate(rows)])
+            assert torch.allclose(one, full[:, t], atol=1e-5), t
 
 
 def test_muon_orthogonalises_each_expert_by_itself() -> None:

