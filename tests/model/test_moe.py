@@ -169,7 +169,7 @@ def test_the_choice_bias_moves_tokens_to_idle_experts_without_touching_their_wei
     layer = moe.moe_layers(model(replace(CFG, router_bias_rate=0.01, router_aux_loss=0.0)))[0].train()
     x = torch.randn(64, 32, generator=torch.Generator().manual_seed(5)) + 1
     with torch.no_grad():
-        layer.gate.weight[0] += 0.06  # the first expert is the choice of most
+        layer.gate.weight[0] += 0.03  # the first expert is the choice of most
     loads: list[float] = []
     for _ in range(60):
         layer(x[None])
