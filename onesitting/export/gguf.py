@@ -23,7 +23,7 @@ from onesitting.export.gguf_vocab import (
     special_ids,
     tokens_and_types,
 )
-from onesitting.export.source import Source, need, whole_file
+from onesitting.export.source import Source, need, refuse_experts, whole_file
 from onesitting.model.hf import hf_format, read_hf_folder
 
 LLAMA = {
@@ -81,6 +81,7 @@ def write_gguf(source: Source, path: Path, dtype: str = "f16") -> Path:
         raise UserError(f"--dtype {dtype!r} is unknown; use one of {', '.join(FILE_TYPES)}")
     gguf = need("gguf")
     architecture = hf_format(source.cfg)
+    refuse_experts(source.cfg, "GGUF")
     with whole_file(path) as partial:
         writer = gguf.GGUFWriter(partial, architecture)
         _add_shape(writer, source.cfg)

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from onesitting import __version__
 from onesitting.config import ModelConfig
-from onesitting.export.source import Source, need
+from onesitting.export.source import Source, need, refuse_experts
 from onesitting.model.hf import hf_format, read_hf_folder
 
 OPSET, IR_VERSION = 17, 8
@@ -36,6 +36,7 @@ MASKED = -1e9  # not -inf: a padded query sees no key at all, and a softmax of -
 def write_onnx(source: Source, path: Path) -> Path:
     """Write the model as float32 ONNX; its path comes back. Raises UserError for a shape without a standard format."""
     hf_format(source.cfg)
+    refuse_experts(source.cfg, "ONNX")
     onnx = need("onnx")
     graph = Graph(onnx)
     _, state = read_hf_folder(source.folder)

@@ -86,3 +86,12 @@ def whole_folder(folder: Path) -> Generator[Path]:
         raise storage_error(error, folder) from None
     finally:
         shutil.rmtree(partial, ignore_errors=True)
+
+
+def refuse_experts(cfg: ModelConfig, target: str) -> None:
+    """Raise UserError for a mixture of experts, which this target is not written for yet."""
+    if cfg.n_experts:
+        raise UserError(
+            f"a mixture of experts (model.n_experts = {cfg.n_experts}) cannot be exported to {target} yet; its model "
+            "folder is in Hugging Face's format (Qwen3-MoE), which transformers and vLLM load as it is"
+        )
