@@ -16,7 +16,7 @@ from torch import Tensor
 
 from onesitting.config import ModelConfig
 from onesitting.errors import UserError
-from onesitting.model.moe import split_experts, stack_experts
+from onesitting.model.moe import config_entries, split_experts, stack_experts
 
 # What each format fixes; every other field of ModelConfig is free.
 FORMATS: dict[str, dict[str, Any]] = {
@@ -154,21 +154,8 @@ def hf_config(
             if kind == "llama"
             else {"use_sliding_window": False, "sliding_window": None}
         )
-        | (_moe_entries(cfg) if kind == "qwen3_moe" else {})
+        | (config_entries(cfg) if kind == "qwen3_moe" else {})
     )
-
-
-def _moe_entries(cfg: ModelConfig) -> dict[str, Any]:
-    return {
-        "num_experts": cfg.n_experts,
-        "num_experts_per_tok": cfg.n_active_experts,
-        "moe_intermediate_size": cfg.d_ff,
-        "norm_topk_prob": cfg.norm_top_k,
-        "router_aux_loss_coef": cfg.router_aux_loss,
-        "decoder_sparse_step": 1,  # every block has experts
-        "mlp_only_layers": [],
-        "output_router_logits": False,
-    }
 
 
 def config_from_hf(config: Mapping[str, Any]) -> ModelConfig:

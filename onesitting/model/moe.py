@@ -19,6 +19,7 @@ Shapes: N tokens, E experts, k experts a token, d_model width of the residual st
 
 import re
 from collections.abc import Callable, Mapping
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -208,6 +209,20 @@ def load_router_state(model: nn.Module, tensors: dict[str, Tensor]) -> None:
 
 EXPERT = re.compile(r"(.*\.mlp\.experts)\.(\d+)\.(gate_proj|up_proj|down_proj)\.weight")
 """Name of one expert's matrix on disk: layer, expert, kind. In the model, a kind is one tensor for all experts."""
+
+
+def config_entries(cfg: ModelConfig) -> dict[str, Any]:
+    """What config.json of a Qwen3-MoE has beside what Qwen3's has."""
+    return {
+        "num_experts": cfg.n_experts,
+        "num_experts_per_tok": cfg.n_active_experts,
+        "moe_intermediate_size": cfg.d_ff,
+        "norm_topk_prob": cfg.norm_top_k,
+        "router_aux_loss_coef": cfg.router_aux_loss,
+        "decoder_sparse_step": 1,  # every block has experts
+        "mlp_only_layers": [],
+        "output_router_logits": False,
+    }
 
 
 def split_experts(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
