@@ -292,7 +292,7 @@ def config_differences(stored: ModelConfig, wanted: ModelConfig) -> list[str]:
 
 def _unstored(cfg: ModelConfig) -> set[str]:
     """Fields that say nothing about this shape, so that a config.json does not hold them."""
-    unstored = {"rope_theta"} if cfg.positions == "learned" else set[str]()
+    unstored = {"initial_weights"} | ({"rope_theta"} if cfg.positions == "learned" else set[str]())
     routing = {"n_active_experts", "norm_top_k", "router_aux_loss", "router_bias_rate"}
     return unstored if cfg.n_experts else unstored | routing
 

@@ -297,13 +297,11 @@ class RunConfig:
     chat: tuple[str, ...] = ("world",)
     """Conversations to fine-tune on: files, folders, globs, `hub:owner/name`, or `world`."""
     preferences: tuple[str, ...] = ("world",)
-    """Replies that were chosen and rejected, for DPO and the reward model: files, folders, globs,
-    `hub:owner/name`, or `world`."""
+    """Chosen and rejected replies (DPO, reward model): files, folders, globs, `hub:owner/name`, or `world`."""
     stages: tuple[StageName, ...] = ("pretrain", "sft")
     """Training stages, in order."""
     start_from: str = ""
-    """Model that the first stage starts from: a run, one of its stages, or a Hugging Face folder. Its shape and
-    tokenizer are taken over; rows are no longer than model.context_length. Empty: random weights."""
+    """Run, stage or Hugging Face folder to start from, with its shape and tokenizer; empty: random weights."""
     corpus: CorpusConfig = field(default_factory=CorpusConfig)
     """Reading and preparing data."""
     tokenizer: TokenizerConfig = field(default_factory=TokenizerConfig)
