@@ -77,7 +77,7 @@ def load_model(
     dtype: of the weights; None keeps the stored one. Raises UserError naming each tensor that is missing,
     unknown or of another shape.
     """
-    if not _is_whole(Path(folder)) and is_adapter_folder(Path(folder)):
+    if not (Path(folder) / "config.json").is_file() and is_adapter_folder(Path(folder)):
         return _load_merged(Path(folder)).to(device=device, dtype=dtype)
     cfg, state = read_hf_folder(Path(folder))
     state = {
@@ -122,10 +122,6 @@ def save_adapter(
             tokenizer.save(temporary)
 
 
-def _is_whole(folder: Path) -> bool:
-    return (folder / "config.json").is_file()
-
-
 def find_model_folder(path: Path) -> Path:
     """The model folder that a path means: itself, a stage's `model/`, or a run's last finished stage.
 
@@ -135,7 +131,7 @@ def find_model_folder(path: Path) -> Path:
     stages = [stage for stage in get_args(settings()["stages"].item_kind)[::-1] if stage != "reward"]
     candidates = [path, path / "model", *(path / stage / "model" for stage in stages)]
     for candidate in candidates:
-        if _is_whole(candidate) or is_adapter_folder(candidate):
+        if (candidate / "config.json").is_file() or is_adapter_folder(candidate):
             return candidate
     if not path.exists():
         raise UserError(f"{path} does not exist; give a run folder (runs/NAME) or a model folder")
@@ -204,8 +200,7 @@ def load_checkpoint(folder: Path, model: Transformer) -> Checkpoint:
 def _load_weights(folder: Path, model: Transformer, adapter: str | None) -> None:
     """Put all weights of a checkpoint into the model; UserError when they are of another."""
     if adapter is not None or is_adapter_folder(folder):
-        there, here = ("an adapter", "all weights") if adapter is None else ("all weights", "an adapter")
-        differing = [f"it holds {there}, and lora.rank says to train {here}"]
+        differing = [f"it holds {'an adapter' if adapter is None else 'all weights'}, unlike lora.rank"]
     else:
         cfg, weights = read_hf_folder(folder)
         differing = config_differences(cfg, model.cfg)
@@ -290,11 +285,13 @@ def config_differences(stored: ModelConfig, wanted: ModelConfig) -> list[str]:
     ]
 
 
+ROUTING = {"n_active_experts", "norm_top_k", "router_aux_loss", "router_bias_rate"}
+
+
 def _unstored(cfg: ModelConfig) -> set[str]:
     """Fields that say nothing about this shape, so that a config.json does not hold them."""
-    unstored = {"initial_weights"} | ({"rope_theta"} if cfg.positions == "learned" else set[str]())
-    routing = {"n_active_experts", "norm_top_k", "router_aux_loss", "router_bias_rate"}
-    return unstored if cfg.n_experts else unstored | routing
+    learned = {"rope_theta"} if cfg.positions == "learned" else set[str]()
+    return {"initial_weights"} | learned | (set() if cfg.n_experts else ROUTING)
 
 
 def check_state(folder: Path, model: Transformer, state: Mapping[str, Tensor]) -> None:
