@@ -43,6 +43,7 @@ _RANGES: tuple[tuple[str, float, float], ...] = (
     ("model.context_length", 8, 1_048_576),
     ("model.rope_theta", 1, _INF),
     ("model.norm_eps", 0, 1),
+    ("model.n_scores", 0, 1),
     ("optim.matrix_lr", 0, 10),
     ("optim.embed_lr", 0, 10),
     ("optim.head_lr", 0, 10),
