@@ -10,7 +10,7 @@ Shapes: d width of the model, D width of a head, V vocabulary.
 """
 
 import math
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import torch
 from torch import Tensor
@@ -46,7 +46,7 @@ def can_wire(cfg: "ModelConfig") -> bool:
 def wire_lookup(model: "Transformer", generator: torch.Generator) -> None:
     """Set query head 0 (and its key head) of the first two layers; the other weights stay as they are."""
     cfg = model.cfg
-    first, second = (block.self_attn for block in (model.model.layers[0], model.model.layers[1]))
+    first, second = (cast("Attention", model.model.layers[i].self_attn) for i in (0, 1))
     embedding = model.model.embed_tokens.weight  # (V, d)
     size = embedding[:, 1:].std()
     embedding[:, 0] = CONSTANT * size
