@@ -341,45 +341,26 @@ class RunConfig:
 class StageConfig(Protocol):
     """What the settings of every stage have; `stage_config` finds them by the stage's name."""
 
-    @property
-    def share(self) -> float:
-        """Share of a time budget's training time."""
-
-    @property
-    def budget(self) -> str:
-        """Time of its own; empty: its share of the run's."""
-
-    @property
-    def tokens(self) -> int:
-        """Tokens to train on; 0: what the time allows."""
-
-    @property
-    def step_tokens(self) -> int:
-        """Places in one optimizer step, over all processes."""
-
-    @property
-    def micro_batch_rows(self) -> int:
-        """Rows in one forward pass; 0: chosen by the device."""
-
-    @property
-    def context_length(self) -> int:
-        """Tokens in a row; 0: the model's context length."""
-
-    @property
-    def lr_scale(self) -> float:
-        """Factor on every learning rate."""
-
-    @property
-    def warmup_steps(self) -> int:
-        """Updates until the peak of the learning rate."""
-
-    @property
-    def decay_fraction(self) -> float:
-        """Last part of training over which the rate falls."""
-
-    @property
-    def final_lr(self) -> float:
-        """Rate of the last update, as a fraction of the peak."""
+    share: float
+    """Share of a time budget's training time."""
+    budget: str
+    """Time of its own; empty: its share of the run's."""
+    tokens: int
+    """Tokens to train on; 0: what the time allows."""
+    step_tokens: int
+    """Places in one optimizer step, over all processes."""
+    micro_batch_rows: int
+    """Rows in one forward pass; 0: chosen by the device."""
+    context_length: int
+    """Tokens in a row; 0: the model's context length."""
+    lr_scale: float
+    """Factor on every learning rate."""
+    warmup_steps: int
+    """Updates until the peak of the learning rate."""
+    decay_fraction: float
+    """Last part of training over which the rate falls."""
+    final_lr: float
+    """Rate of the last update, as a fraction of the peak."""
 
 
 def stage_config(cfg: RunConfig, name: str) -> StageConfig:

@@ -119,19 +119,7 @@ def hf_config(
     }
     common |= _labels(cfg.n_scores)
     if kind == "gpt2":
-        return common | {
-            "n_layer": cfg.n_layers,
-            "n_embd": cfg.d_model,
-            "n_head": cfg.n_heads,
-            "n_inner": cfg.d_ff,
-            "n_positions": cfg.context_length,
-            "n_ctx": cfg.context_length,
-            "activation_function": "gelu_new",
-            "layer_norm_epsilon": cfg.norm_eps,
-            "embd_pdrop": 0.0,
-            "attn_pdrop": 0.0,
-            "resid_pdrop": 0.0,
-        }
+        return common | _gpt2_entries(cfg)
     return (
         common
         | {
@@ -156,6 +144,22 @@ def hf_config(
         )
         | (config_entries(cfg) if kind == "qwen3_moe" else {})
     )
+
+
+def _gpt2_entries(cfg: ModelConfig) -> dict[str, Any]:
+    return {
+        "n_layer": cfg.n_layers,
+        "n_embd": cfg.d_model,
+        "n_head": cfg.n_heads,
+        "n_inner": cfg.d_ff,
+        "n_positions": cfg.context_length,
+        "n_ctx": cfg.context_length,
+        "activation_function": "gelu_new",
+        "layer_norm_epsilon": cfg.norm_eps,
+        "embd_pdrop": 0.0,
+        "attn_pdrop": 0.0,
+        "resid_pdrop": 0.0,
+    }
 
 
 def config_from_hf(config: Mapping[str, Any]) -> ModelConfig:
