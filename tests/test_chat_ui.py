@@ -8,6 +8,7 @@ import json
 import os
 import pty
 import select
+import signal
 import subprocess
 import sys
 import termios
@@ -265,8 +266,7 @@ def test_in_a_terminal_it_prompts_answers_and_leaves_at_the_end_of_input(model_f
         stdout=terminal,
         stderr=terminal,
         start_new_session=True,
-        # Without a controlling terminal, the byte of Ctrl-C would be no signal.
-        preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0),
+        preexec_fn=become_a_terminals_program,
     )
     os.close(terminal)
     try:
@@ -284,6 +284,12 @@ def test_in_a_terminal_it_prompts_answers_and_leaves_at_the_end_of_input(model_f
         chat.kill()  # without effect on a program that has left
         chat.wait()
         os.close(main_end)
+
+
+def become_a_terminals_program() -> None:
+    """Without a controlling terminal the byte of Ctrl-C is no signal; tests run in the background ignore the signal."""
+    fcntl.ioctl(0, termios.TIOCSCTTY, 0)
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def type_until(descriptor: int, keys: bytes, text: str) -> str:

@@ -3,6 +3,7 @@
 The worker reads one JSON line a call and writes one JSON line a result; nothing is pickled.
 """
 
+import contextlib
 import json
 import os
 import queue
@@ -57,7 +58,8 @@ class ToolProcess:
             kill(self._process)
             for stream in (self._process.stdin, self._process.stdout):
                 if stream is not None:
-                    stream.close()
+                    with contextlib.suppress(OSError):  # a request that a dead worker never read
+                        stream.close()
             self._process = None
 
     def _ask(self, line: bytes) -> str:
