@@ -12,12 +12,11 @@ from collections import OrderedDict
 from collections.abc import Sequence
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from onesitting.inference.row import Row, TokenLogprob
 from onesitting.inference.sampling import Sampling, choose
-from onesitting.model.kv_cache import CHUNK, ROWS, KVCache, Next, Piece
+from onesitting.model.kv_cache import CHUNK, KVCache, Next, Piece
 from onesitting.model.transformer import Transformer
 
 
@@ -145,10 +144,9 @@ class Batch:
         return reading
 
     def _logits(self, hidden: Tensor, wanted: list[int]) -> Tensor:
-        """(B, V) float32; the product has a multiple of ROWS rows, as those in the model have."""
-        padded = wanted + [0] * (-len(wanted) % ROWS)
-        weight = self.model.output_weight.to(hidden.dtype)
-        return F.linear(hidden[torch.tensor(padded, device=hidden.device)], weight).float()[: len(wanted)]
+        """(B, V) float32; the product has as many rows as those in the model have."""
+        padded = wanted + [0] * (-len(wanted) % self.model.row_multiple)
+        return self.model.logits(hidden[torch.tensor(padded, device=hidden.device)])[: len(wanted)]
 
     def _write(self, rows: list[Row], logits: Tensor) -> None:
         """Give each row its next token."""

@@ -19,7 +19,7 @@ import torch
 
 from onesitting.errors import UserError
 from onesitting.inference.batch import Batch, PrefixCache
-from onesitting.inference.generate import in_dtype
+from onesitting.inference.generate import for_decoding
 from onesitting.inference.row import Completion, Constraint, FinishReason, Row, RowSettings, TokenLogprob
 from onesitting.inference.text_stream import spelled_bytes
 from onesitting.model.transformer import Transformer
@@ -152,7 +152,7 @@ class Engine:
         self, model: Transformer, tokenizer: "Tokenizer", settings: EngineSettings | None = None
     ) -> None:
         self.settings = settings or EngineSettings()
-        self.model, self.tokenizer = in_dtype(model, self.settings.dtype), tokenizer
+        self.model, self.tokenizer = for_decoding(model, self.settings.dtype), tokenizer
         self.statistics = Statistics()
         self.prefixes = PrefixCache(self.settings.prefix_bytes)
         self._spelled = spelled_bytes(tokenizer)

@@ -1,6 +1,5 @@
 """Text from prompts: many together, or one as a stream."""
 
-import copy
 from collections.abc import Iterator, Sequence
 from collections.abc import Set as AbstractSet
 from typing import TYPE_CHECKING
@@ -11,6 +10,7 @@ from onesitting.inference.batch import Batch
 from onesitting.inference.row import Completion, Row, RowSettings, Thought
 from onesitting.inference.sampling import Sampling
 from onesitting.inference.text_stream import spelled_bytes
+from onesitting.model.packed import packed
 from onesitting.model.transformer import Transformer, compute_dtype
 
 if TYPE_CHECKING:
@@ -44,7 +44,7 @@ def generate(
     thought: limit to what the model thinks before it answers; what it forces is written, not sampled.
     """
     with torch.inference_mode():
-        model = in_dtype(model, dtype)
+        model = for_decoding(model, dtype)
         rows = _rows(model, tokenizer, prompts, sampling, stop_ids, logprobs, indices, thought)
         waiting = [row for row in rows if row.finish_reason is None]
         if waiting:
@@ -75,7 +75,7 @@ def stream(
     """
     # Inference mode is entered around each step, not around a yield, where it would reach the caller's code.
     with torch.inference_mode():
-        model = in_dtype(model, dtype)
+        model = for_decoding(model, dtype)
         [row] = _rows(model, tokenizer, [prompt], sampling, stop_ids, thought=thought)
         if row.finish_reason is not None:
             return
@@ -114,10 +114,7 @@ def _rows(
     ]
 
 
-def in_dtype(model: Transformer, dtype: torch.dtype | None) -> Transformer:
-    """The model with weights in the dtype of the computation: a copy, so that no step has to cast them."""
+def for_decoding(model: Transformer, dtype: torch.dtype | None) -> Transformer:
+    """A copy of the model in the dtype of the computation and in the layout that decodes fastest."""
     model = getattr(model, "module", model)
-    wanted = dtype or compute_dtype(model.output_weight)
-    if model.output_weight.dtype == wanted:
-        return model
-    return copy.deepcopy(model).to(wanted)
+    return packed(model, dtype or compute_dtype(model.output_weight))

@@ -11,8 +11,9 @@ company:
   (CHUNK queries, keys up to the end of the piece), padded at a prompt's end. Therefore it does not matter how many
   pieces one pass takes, nor whether a prefix came from a cache.
 - A single token attends to a multiple of CHUNK slots; those behind its position have weight 0, which adds nothing.
-- Matrix products have a multiple of ROWS rows. Measured (tests/model/test_kv_cache.py repeats it): in float32 MKL
-  has other kernels for 1 to 3 rows a thread; from 4 on, and in bf16 always, rows do not depend on their number.
+- Matrix products have a multiple of `model.row_multiple` rows. Measured (tests/model/test_kv_cache.py repeats it): in
+  float32 MKL has other kernels for 1 to 3 rows a thread; from 4 on, and in bf16 always, rows do not depend on their
+  number. oneDNN's packed products (packed.py) need fewer.
 Source of the idea: He et al. 2025, "Defeating nondeterminism in LLM inference", Thinking Machines Lab.
 
 Shapes: N tokens of a pass, B slots, R pieces, C = CHUNK, S slots' positions in use, H query heads, K key/value heads,
@@ -30,9 +31,6 @@ from onesitting.model.transformer import Transformer, compute_dtype
 
 CHUNK = 64
 """Tokens of a piece of a prompt. Smaller ones starve the matrix products, larger ones pad more."""
-
-ROWS = 16
-"""The number of tokens of a pass is padded to a multiple of this."""
 
 
 class Piece(NamedTuple):
@@ -77,7 +75,7 @@ class KVCache:
                 f"(model.context_length is {cfg.context_length}); shorten the prompt or max_tokens"
             )
         weight = model.model.embed_tokens.weight
-        self.n_slots, self.max_tokens = n_slots, max_tokens
+        self.n_slots, self.max_tokens, self.row_multiple = n_slots, max_tokens, model.row_multiple
         length = -(-max_tokens // CHUNK) * CHUNK
         # One slot more than asked for receives the padding. Zeros, since an unseen position takes part with
         # weight 0, and 0 · NaN is NaN.
@@ -92,8 +90,8 @@ class KVCache:
         """
         tokens, slots, positions, last = self._lay_out(pieces, nexts)
         device = self.keys.device
-        self._slots = torch.tensor(slots, device=device)
         self.positions = torch.tensor([positions], device=device)  # (1, N)
+        self._places = self._places_of(torch.tensor(slots, device=device))
         self._groups = _groups(pieces, device)
         n_read = sum(len(piece.tokens) for piece in pieces)
         self._nexts = slice(n_read, n_read + len(nexts))
@@ -123,13 +121,19 @@ class KVCache:
             positions.append(position)
         if positions and max(positions) >= self.max_tokens:
             raise ValueError(f"position {max(positions)} in a cache of {self.max_tokens} tokens a slot")
-        n_padding = -len(tokens) % ROWS
+        n_padding = -len(tokens) % self.row_multiple
         return (
             tokens + [0] * n_padding,
             slots + [self.n_slots] * n_padding,
             positions + [0] * n_padding,
             last,
         )
+
+    def _places_of(self, slots: Tensor) -> Tensor:
+        """(N·K,) where the keys of each token go, counted in heads of D numbers; slots (N,)."""
+        _, _, n_heads, length, _ = self.keys.shape
+        heads = slots[:, None] * n_heads + torch.arange(n_heads, device=slots.device)
+        return (heads * length + self.positions[0, :, None]).flatten()
 
     def _make_bias(self, slots: list[int], positions: list[int]) -> None:
         """Which positions the single tokens see; slots without one, up to the highest with one, are idle."""
@@ -146,8 +150,8 @@ class KVCache:
     def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """Attention (1, N, H·D) of q (1, N, H, D) to the slots, after k and v (1, N, K, D) are stored."""
         keys, values = self.keys[layer], self.values[layer]  # (B, K, max_tokens, D)
-        keys[self._slots, :, self.positions[0]] = k[0]
-        values[self._slots, :, self.positions[0]] = v[0]
+        keys.view(-1, keys.shape[3]).index_copy_(0, self._places, k.reshape(-1, keys.shape[3]))
+        values.view(-1, keys.shape[3]).index_copy_(0, self._places, v.reshape(-1, keys.shape[3]))
         y = torch.zeros_like(q[0])  # (N, H, D)
         for group in self._groups:
             seen = _attend_pieces(q[0][group.rows], keys, values, group)

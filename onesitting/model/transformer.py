@@ -208,6 +208,10 @@ class Transformer(nn.Module):
         """(1, d_model), a value head: there while PPO trains (stages/ppo.py)."""
         self.frozen_base: tuple[str, str] | None = None
         """(folder, SHA-256) of the weights under adapters (lora.py): checkpoints refer to them."""
+        self.packed_head: nn.Module | None = None
+        """The output matrix of a copy for decoding (packed.py)."""
+        self.row_multiple = 16
+        """A row of a matrix product has the same bits in any company, if their number is a multiple of this."""
         if seed is not None:
             self.init_weights(seed)
 
@@ -237,7 +241,13 @@ class Transformer(nn.Module):
         x = self.hidden(tokens, doc_ids=doc_ids, positions=positions)
         if targets is not None:
             return cross_entropy_sum(x.flatten(0, 1), self.output_weight, targets.flatten())
-        return F.linear(x, self.output_weight.to(x.dtype)).float()
+        return self.logits(x)
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """(..., V) float32 for what `hidden` gives, (..., d_model)."""
+        if self.packed_head is not None:
+            return self.packed_head(hidden).float()
+        return F.linear(hidden, self.output_weight.to(hidden.dtype)).float()
 
     def hidden(
         self,

@@ -10,7 +10,8 @@ from torch import Tensor
 
 from onesitting.config import ModelConfig
 from onesitting.errors import UserError
-from onesitting.model.kv_cache import CHUNK, ROWS, KVCache, Next, Piece
+from onesitting.model.kv_cache import CHUNK, KVCache, Next, Piece
+from onesitting.model.packed import packed
 from onesitting.model.transformer import Transformer
 
 BASE = ModelConfig(
@@ -83,9 +84,10 @@ def test_cached_states_equal_the_full_forward_pass(cfg: ModelConfig) -> None:
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("cfg", [BASE, replace(BASE, n_kv_heads=6), GPT2])
+@pytest.mark.parametrize("layout", ["plain", "packed"])
 @torch.inference_mode()
-def test_states_are_the_same_bits_in_any_company(cfg: ModelConfig, dtype: torch.dtype) -> None:
-    model = random_model(cfg).to(dtype)
+def test_states_are_the_same_bits_in_any_company(cfg: ModelConfig, dtype: torch.dtype, layout: str) -> None:
+    model = packed(random_model(cfg), dtype) if layout == "packed" else random_model(cfg).to(dtype)
     cache = KVCache(model, 2, 200)
     # One slot serves all, so what its last user left there must not show.
     expected = [alone(model, row, n, cache, 1) for row, n in zip(sequences(), LENGTHS, strict=True)]
@@ -98,11 +100,12 @@ def test_states_are_the_same_bits_in_any_company(cfg: ModelConfig, dtype: torch.
 def test_rows_of_a_matrix_product_do_not_depend_on_how_many_there_are(dtype: torch.dtype) -> None:
     # What batch invariance rests on, measured here for the numbers of rows that a pass can have.
     generator = torch.Generator().manual_seed(0)
+    rows = Transformer(BASE).row_multiple
     for n_in, n_out in [(48, 64), (128, 384), (384, 128), (128, 2048), (768, 768)]:
-        x = torch.randn(16 * ROWS, n_in, generator=generator).to(dtype)
+        x = torch.randn(16 * rows, n_in, generator=generator).to(dtype)
         weight = torch.randn(n_out, n_in, generator=generator).to(dtype)
         whole = F.linear(x, weight)
-        for n in range(ROWS, len(x), ROWS):
+        for n in range(rows, len(x), rows):
             assert torch.equal(F.linear(x[:n], weight), whole[:n])
 
 
