@@ -306,6 +306,7 @@ def _load(
     """Model, tokenizer, sampling and, if the folder lies in a run, the run's settings."""
     folder = require_folder(options.run)  # before the seconds that importing torch takes
     from onesitting.checkpoint import find_model_folder, load_model
+    from onesitting.model.rope import stretched
     from onesitting.tokenizer.bpe import Tokenizer
     from onesitting.train.device import detect, plan_device
 
@@ -313,6 +314,8 @@ def _load(
     plan = plan_device(DeviceConfig(device=options.device), detect())
     plan.apply()
     model = load_model(model_folder, plan.torch_device)
+    if options.context_factor:
+        model.cfg = stretched(model.cfg, options.context_factor)
     return model, Tokenizer.load(model_folder), _sampling(options, model_folder), _run_config(model_folder)
 
 

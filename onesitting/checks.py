@@ -42,6 +42,8 @@ _RANGES: tuple[tuple[str, float, float], ...] = (
     ("model.router_bias_rate", 0, 1),
     ("model.context_length", 8, 1_048_576),
     ("model.rope_theta", 1, _INF),
+    ("model.rope_factor", 1, 1024),
+    ("model.rope_original", 0, 1_048_576),
     ("model.norm_eps", 0, 1),
     ("model.n_scores", 0, 1),
     ("optim.matrix_lr", 0, 10),

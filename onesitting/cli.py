@@ -87,6 +87,7 @@ def _sampling_options(parser: "Parser") -> None:
         ("--repetition-penalty", float, "divides the scores of tokens already there; 1: none"),
         ("--max-tokens", int, "longest reply, in tokens"),
         ("--seed", int, "seed of the random choices; not given: a new one each time"),
+        ("--context-factor", float, "read so many times the context that the model was trained for (YaRN)"),
     ):
         parser.add_argument(name, type=kind, metavar="X" if kind is float else "N", help=text)
     parser.add_argument(
@@ -144,6 +145,7 @@ SERVE_OPTIONS: tuple[tuple[str, type[str] | type[int] | type[float], str | float
     ("--slots", int, 64, "N", "texts written at the same time, for each model"),
     ("--queue", int, 256, "N", "texts that may wait; beyond it: 429"),
     ("--max-tokens", int, 0, "N", "longest reply; 0: what the context leaves"),
+    ("--context-factor", float, 0.0, "X", "read X times the trained context (YaRN); 0: the model's own"),
     ("--deadline-s", float, 600.0, "S", "seconds after which a request ends"),
     ("--max-body-mb", float, 4.0, "MB", "largest request"),
     ("--grace-s", float, 60.0, "S", "seconds that running replies get at the end"),

@@ -89,6 +89,10 @@ class ModelConfig:
     """Longest sequence, in tokens, that the model is trained for."""
     rope_theta: float = 10_000.0
     """Base of the rotary position frequencies."""
+    rope_factor: float = 1.0
+    """Stretch rotary positions to so many times the original context (YaRN); 1: not. Raise context_length as well."""
+    rope_original: int = 0
+    """Context before it was stretched, in tokens; 0: context_length / rope_factor, or that of start_from."""
     qk_norm: bool = True
     """RMS-normalise queries and keys per head (Qwen3); false: Llama."""
     norm: Literal["rms", "layer"] = "rms"

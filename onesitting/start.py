@@ -7,10 +7,11 @@ from dataclasses import replace
 from pathlib import Path
 
 from onesitting.checkpoint import find_model_folder
-from onesitting.config import RunConfig
+from onesitting.config import ModelConfig, RunConfig
 from onesitting.errors import UserError
 from onesitting.model.hf import read_config
 from onesitting.model.peft import base_folder
+from onesitting.model.rope import original_context, stretched
 
 
 def start_folder(cfg: RunConfig) -> Path | None:
@@ -22,7 +23,8 @@ def with_start_model(cfg: RunConfig) -> RunConfig:
     """The configuration with the shape and the tokenizer of `start_from`; unchanged without it.
 
     `model.context_length` keeps the run's own value where that is shorter: a model of long context need not be
-    trained on rows that long. Raises UserError when the model is not there or has no tokenizer.
+    trained on rows that long. `model.rope_factor` stretches the model's context. Raises UserError when the model is
+    not there or has no tokenizer.
     """
     folder = start_folder(cfg)
     if folder is None:
@@ -37,5 +39,22 @@ def with_start_model(cfg: RunConfig) -> RunConfig:
                 "set tokenizer.path to the tokenizer that this model was trained with"
             )
         tokenizer = replace(tokenizer, path=str(folder))
+    model = _stretched(model, cfg.model)
     context_length = min(model.context_length, cfg.model.context_length)
     return replace(cfg, model=replace(model, context_length=context_length), tokenizer=tokenizer)
+
+
+def _stretched(model: ModelConfig, wanted: ModelConfig) -> ModelConfig:
+    """The model's shape, its context stretched where the run asks for it and the model is not so already.
+
+    Raises UserError when the rows would not use what was asked for.
+    """
+    if wanted.rope_factor in (1.0, model.rope_factor):
+        return model
+    longer = stretched(model, wanted.rope_factor)
+    if wanted.context_length <= original_context(model):
+        raise UserError(
+            f"model.rope_factor = {wanted.rope_factor:g}, but rows have model.context_length = {wanted.context_length} "
+            f"tokens, which this model reads as it is: set model.context_length={longer.context_length}"
+        )
+    return longer

@@ -257,6 +257,13 @@ def test_generate_refuses_a_prompt_that_fills_the_context(cli: Cli, model_folder
     assert "this model's context is 256" in done.stderr
 
 
+def test_generate_reads_a_longer_prompt_in_a_stretched_context(cli: Cli, model_folder: Path):
+    arguments = ["generate", str(model_folder), "--prompt", "word " * 400, "--max-tokens", "4"]
+    done = cli(*arguments, "--context-factor", "16")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("word " * 400)
+
+
 def test_in_a_terminal_it_prompts_answers_and_leaves_at_the_end_of_input(model_folder: Path):
     main_end, terminal = pty.openpty()
     chat = subprocess.Popen(

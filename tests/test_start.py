@@ -1,5 +1,6 @@
 """Starting from another model: its shape, its tokenizer, its weights."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -8,6 +9,7 @@ import torch
 from onesitting.checkpoint import load_model, save_model
 from onesitting.config import ModelConfig, RunConfig, TokenizerConfig
 from onesitting.errors import UserError
+from onesitting.model.rope import stretched
 from onesitting.model.transformer import Transformer
 from onesitting.pipeline import Run
 from onesitting.recipe import load_recipe, resolve
@@ -86,3 +88,20 @@ def test_a_missing_model_and_a_missing_tokenizer_are_said(base: Path) -> None:
 def test_the_settings_of_a_run_made_with_the_older_name_are_read(tmp_path: Path) -> None:
     (tmp_path / "config.toml").write_text('[model]\ninit = "some/model"\n')
     assert resolve(load_recipe(tmp_path)).start_from == "some/model"
+
+
+def test_rope_factor_stretches_the_model_that_is_started_from(base: Path) -> None:
+    longer = ModelConfig(rope_factor=4.0, context_length=256)
+    cfg = with_start_model(config(base, model=longer))
+    assert cfg.model == replace(SHAPE, rope_factor=4.0, rope_original=64, context_length=256)
+    assert with_start_model(cfg) == cfg, "a run that goes on has what it began with"
+    shorter = with_start_model(config(base, model=replace(longer, context_length=128)))
+    assert (shorter.model.context_length, shorter.model.rope_original) == (128, 64)
+    with pytest.raises(UserError, match=r"rope_factor = 4, but rows have .* = 64 .*context_length=256"):
+        with_start_model(config(base, model=replace(longer, context_length=64)))
+
+
+def test_a_stretched_model_keeps_its_stretch_in_shorter_rows(base: Path, tokenizer: Tokenizer) -> None:
+    save_model(base / "sft/model", Transformer(stretched(SHAPE, 4.0)), tokenizer)
+    cfg = with_start_model(config(base, model=ModelConfig(context_length=128)))
+    assert (cfg.model.context_length, cfg.model.rope_factor, cfg.model.rope_original) == (128, 4.0, 64)

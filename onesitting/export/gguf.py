@@ -25,6 +25,7 @@ from onesitting.export.gguf_vocab import (
 )
 from onesitting.export.source import Source, need, refuse_experts, whole_file
 from onesitting.model.hf import hf_format, read_hf_folder
+from onesitting.model.rope import original_context
 
 LLAMA = {
     "input_layernorm": "attn_norm",
@@ -85,6 +86,7 @@ def write_gguf(source: Source, path: Path, dtype: str = "f16") -> Path:
     with whole_file(path) as partial:
         writer = gguf.GGUFWriter(partial, architecture)
         _add_shape(writer, source.cfg)
+        _add_yarn(writer, source.cfg, gguf.RopeScalingType.YARN)
         _add_tokenizer(writer, source)
         writer.add_name(source.name)
         writer.add_file_type(FILE_TYPES[dtype])
@@ -131,6 +133,14 @@ def _add_shape(writer: Any, cfg: ModelConfig) -> None:
     writer.add_value_length(cfg.head_dim)
     writer.add_rope_dimension_count(cfg.head_dim)
     writer.add_rope_freq_base(cfg.rope_theta)
+
+
+def _add_yarn(writer: Any, cfg: ModelConfig, kind: Any) -> None:
+    """Keys of a stretched context; llama.cpp derives the scale of the heads from the factor, as we do."""
+    if cfg.rope_factor != 1.0:
+        writer.add_rope_scaling_type(kind)
+        writer.add_rope_scaling_factor(cfg.rope_factor)
+        writer.add_rope_scaling_orig_ctx_len(original_context(cfg))
 
 
 def _add_tokenizer(writer: Any, source: Source) -> None:

@@ -16,13 +16,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from onesitting import __version__
 from onesitting.config import ModelConfig
 from onesitting.export.source import Source, need, refuse_experts
 from onesitting.model.hf import hf_format, read_hf_folder
+from onesitting.model.rope import frequencies, head_scale
 
 OPSET, IR_VERSION = 17, 8
 """Old enough for every runtime that is in use, new enough for LayerNormalization."""
@@ -127,12 +127,13 @@ class Graph:
 
     def rope_tables(self) -> tuple[str, str]:
         """(cos, sin), each (B, 1, 1, T, D); the first half of sin is negated."""
-        D = self.cfg.head_dim
-        exponent = torch.arange(0, D, 2, dtype=torch.float32) / D
-        frequencies = self.weight("rope_frequencies", self.cfg.rope_theta**-exponent)
+        turns = self.weight("rope_frequencies", frequencies(self.cfg))
         positions = self.cast("position_ids")
-        angles = self.op("Mul", self.op("Unsqueeze", positions, self.const([1, 2, 4])), frequencies)
+        angles = self.op("Mul", self.op("Unsqueeze", positions, self.const([1, 2, 4])), turns)
         cos, sin = self.op("Cos", angles), self.op("Sin", angles)
+        if self.cfg.rope_factor != 1.0:
+            scale = self.const(head_scale(self.cfg))
+            cos, sin = self.op("Mul", cos, scale), self.op("Mul", sin, scale)
         negative = self.op("Neg", sin)
         return self.op("Concat", cos, cos, axis=-1), self.op("Concat", negative, sin, axis=-1)
 

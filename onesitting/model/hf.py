@@ -17,6 +17,7 @@ from torch import Tensor
 from onesitting.config import ModelConfig
 from onesitting.errors import UserError
 from onesitting.model.moe import config_entries, split_experts, stack_experts
+from onesitting.model.rope import read_rope_entries, rope_entries
 
 # What each format fixes; every other field of ModelConfig is free.
 FORMATS: dict[str, dict[str, Any]] = {
@@ -132,8 +133,7 @@ def hf_config(
             "max_position_embeddings": cfg.context_length,
             "hidden_act": "silu",
             "rms_norm_eps": cfg.norm_eps,
-            "rope_theta": cfg.rope_theta,
-            "rope_parameters": {"rope_type": "default", "rope_theta": cfg.rope_theta},
+            **rope_entries(cfg),
             "attention_bias": cfg.bias,
             "attention_dropout": 0.0,
         }
@@ -169,10 +169,8 @@ def config_from_hf(config: Mapping[str, Any]) -> ModelConfig:
         return _gpt2_config(config)
     if kind not in ("qwen3", "llama", "qwen3_moe"):
         raise UserError(f"config.json: model_type is {kind!r}; only {', '.join(FORMATS)} can be read")
-    rope = config.get("rope_parameters") or config.get("rope_scaling") or {}
     bias = bool(config.get("attention_bias", False))
     _require(config, "hidden_act", "silu", default="silu")
-    _require(rope, "rope_type", "default", default=rope.get("type", "default"))
     _require(config, "use_sliding_window", False, default=False)
     if kind != "llama":
         _require(config, "attention_bias", False, default=False)
@@ -190,7 +188,7 @@ def config_from_hf(config: Mapping[str, Any]) -> ModelConfig:
         d_ff=_number(config, "moe_intermediate_size" if is_moe else "intermediate_size"),
         vocab_size=_number(config, "vocab_size"),
         context_length=_number(config, "max_position_embeddings"),
-        rope_theta=float(rope.get("rope_theta") or config.get("rope_theta") or 10_000.0),
+        **read_rope_entries(config),
         qk_norm=kind != "llama",
         norm_eps=float(config.get("rms_norm_eps", 1e-6)),
         bias=bias,

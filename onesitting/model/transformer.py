@@ -1,6 +1,6 @@
 """The model: a decoder in the Qwen3 shape, with switches that reach Llama and GPT-2.
 
-Read it from top to bottom: norms, rotary positions, masks, attention, MLP, block, model, initial weights.
+Read it from top to bottom: norms, masks, attention, MLP, block, model, initial weights.
 
 Shapes: B batch, T time, S stored (key) time, H query heads, K key/value heads, D head width, F width of the
 MLP's hidden layer, V vocabulary, d_model width of the residual stream.
@@ -24,6 +24,7 @@ from onesitting.model.kernels import attention, rms_norm, rotate
 from onesitting.model.linear import Linear
 from onesitting.model.logprobs import cross_entropy_sum
 from onesitting.model.moe import MoE
+from onesitting.model.rope import resolved, rope_tables
 from onesitting.model.wiring import can_wire, wire_lookup
 
 if TYPE_CHECKING:
@@ -63,18 +64,6 @@ def make_norm(cfg: ModelConfig) -> RMSNorm | LayerNorm:
     if cfg.norm == "rms":
         return RMSNorm(cfg.d_model, cfg.norm_eps)
     return LayerNorm(cfg.d_model, cfg.norm_eps, cfg.bias)
-
-
-def rope_tables(positions: Tensor, head_dim: int, theta: float, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """(cos, sin), each (..., T, 1, D) in `dtype`, for positions (..., T); the first half of sin is negated.
-
-    Pair i of a head, (x[i], x[i + D/2]), turns by `position * theta^(-2i/D)` radians (Su et al. 2021,
-    arXiv:2104.09864), so a rotated head is `x * cos + (x with its halves swapped) * sin`.
-    """
-    exponent = torch.arange(0, head_dim, 2, device=positions.device, dtype=torch.float32) / head_dim
-    angles = positions.to(torch.float32)[..., None, None] * theta**-exponent
-    cos, sin = angles.cos(), angles.sin()
-    return torch.cat((cos, cos), dim=-1).to(dtype), torch.cat((-sin, sin), dim=-1).to(dtype)
 
 
 def document_positions(doc_ids: Tensor) -> Tensor:
@@ -199,7 +188,7 @@ class Transformer(nn.Module):
     def __init__(self, cfg: ModelConfig, seed: int | None = 0) -> None:
         super().__init__()
         check_shape(cfg)
-        self.cfg = cfg
+        self.cfg = resolved(cfg)
         self.model = Trunk(cfg)
         untied = not cfg.tie_embeddings and not cfg.n_scores
         self.lm_head = Linear(cfg.d_model, cfg.vocab_size, bias=False) if untied else None
@@ -278,7 +267,7 @@ class Transformer(nn.Module):
         if self.model.embed_positions is not None:
             x = x + self.model.embed_positions(positions)
         else:
-            rope = rope_tables(positions, self.cfg.head_dim, self.cfg.rope_theta, dtype)
+            rope = rope_tables(positions, self.cfg, dtype)
         x, context = x.to(dtype), Context(rope, bias, cache)
         for layer, block in enumerate(self.model.layers):
             x = block(x, layer, context)
@@ -347,5 +336,10 @@ def check_shape(cfg: ModelConfig) -> None:
         )
     if cfg.positions == "rope" and cfg.head_dim % 2:
         raise UserError(f"model.head_dim is {cfg.head_dim}; rotary positions need an even number")
+    if cfg.positions == "learned" and cfg.rope_factor != 1.0:
+        raise UserError(
+            f"model.rope_factor is {cfg.rope_factor:g}: learned positions cannot be stretched; "
+            "set model.rope_factor=1 or model.positions=rope"
+        )
     if not (math.isfinite(cfg.norm_eps) and cfg.norm_eps > 0):
         raise UserError(f"model.norm_eps is {cfg.norm_eps}; give a positive number such as 1e-6")

@@ -15,6 +15,8 @@ from typing import TYPE_CHECKING, cast
 import torch
 from torch import Tensor
 
+from onesitting.model.rope import frequencies
+
 if TYPE_CHECKING:
     from onesitting.config import ModelConfig
     from onesitting.model.transformer import Attention, Transformer
@@ -62,7 +64,7 @@ def wire_lookup(model: "Transformer", generator: torch.Generator) -> None:
 def _attend_to_previous(layer: "Attention", cfg: "ModelConfig") -> None:
     """Query t and key t - 1 agree best: a shared direction, turned by one position in the keys."""
     D, half = cfg.head_dim, cfg.head_dim // 2
-    angles = _frequencies(cfg)[: min(N_POSITION_PAIRS, half // 2)]
+    angles = frequencies(cfg)[: min(N_POSITION_PAIRS, half // 2)]
     size = math.sqrt(D / len(angles))  # the whole has mean square 1
     query, key = torch.zeros(D), torch.zeros(D)
     query[: len(angles)] = size
@@ -82,17 +84,12 @@ def _match(layer: "Attention", cfg: "ModelConfig", present: Tensor, before: Tens
     """Query: this token, read by `present` (D, d). Key: the token before, as the first layer wrote it (`before`)."""
     D, half = cfg.head_dim, cfg.head_dim // 2
     slow = torch.zeros(D, 1)
-    n_fast = int((_frequencies(cfg) >= SLOWEST_RAD).sum())
+    n_fast = int((frequencies(cfg) >= SLOWEST_RAD).sum())
     n_fast = min(n_fast, half // 2)  # half of the pairs compare in any case
     slow[n_fast:half] = slow[half + n_fast :] = 1.0
     for projection, reading in ((layer.q_proj, present), (layer.k_proj, before)):
         weight = projection.weight[:D]
         weight.copy_(weight * OTHER * (1 - slow) + reading * slow)
-
-
-def _frequencies(cfg: "ModelConfig") -> Tensor:
-    """(D / 2,) radians by which each rotary pair turns a position."""
-    return cfg.rope_theta ** -(torch.arange(0, cfg.head_dim, 2, dtype=torch.float32) / cfg.head_dim)
 
 
 def _orthonormal(rows: int, columns: int, generator: torch.Generator) -> Tensor:

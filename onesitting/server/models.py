@@ -17,6 +17,7 @@ from onesitting.inference.grammar import JsonGrammars
 from onesitting.inference.sampling import Sampling
 from onesitting.model.flops import kv_cache_bytes
 from onesitting.model.quantise import quantise_int8
+from onesitting.model.rope import stretched
 from onesitting.model.transformer import Transformer
 from onesitting.tokenizer.bpe import Tokenizer
 
@@ -59,6 +60,8 @@ class LoadSettings:
     device: torch.device
     dtype: torch.dtype
     int8: bool = False
+    context_factor: float = 0.0
+    """Context, in times of the one that the model was trained for; 0: the model's own."""
     engine: EngineSettings = field(default_factory=EngineSettings)
 
 
@@ -66,6 +69,8 @@ def load_served(name: str, path: Path, settings: LoadSettings) -> ServedModel:
     """A model and its engine from a run or model folder. Raises UserError when it cannot be loaded."""
     folder = find_model_folder(path)
     model = load_model(folder, settings.device)
+    if settings.context_factor:
+        model.cfg = stretched(model.cfg, settings.context_factor)
     return serve_model(name, model, Tokenizer.load(folder), settings, sampling_defaults(folder))
 
 

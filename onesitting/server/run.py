@@ -139,6 +139,7 @@ def _load(options: argparse.Namespace) -> dict[str, ServedModel]:
         device=plan.torch_device,
         dtype=dtype,
         int8=options.int8,
+        context_factor=options.context_factor,
         engine=EngineSettings(n_slots=options.slots, max_waiting=options.queue),
     )
     return {name: load_served(name, path, settings) for name, path in named}

@@ -23,6 +23,9 @@ SHAPES = {
     "qwen3_tied": replace(QWEN3, tie_embeddings=True),
     "llama": replace(QWEN3, qk_norm=False, norm_eps=1e-5),
     "llama_bias": replace(QWEN3, qk_norm=False, bias=True, tie_embeddings=True),
+    # A context of 40 stretched to 160, so that 100 tokens lead far beyond the original one.
+    "qwen3_yarn": replace(QWEN3, rope_factor=4.0),
+    "llama_yarn": replace(QWEN3, rope_factor=4.0, qk_norm=False),
     "gpt2": replace(
         QWEN3, norm="layer", positions="learned", mlp="gelu", bias=True, qk_norm=False, n_kv_heads=4,
         head_dim=16, tie_embeddings=True,

@@ -198,3 +198,22 @@ def test_a_shape_without_a_format_is_refused_with_the_switches_to_change(
 def test_an_unknown_dtype_is_refused(make_source: MakeSource, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"--dtype 'q5_k' is unknown; use one of f32, f16, bf16, q8_0, q4_0"):
         write_gguf(make_source("qwen3"), tmp_path / "m.gguf", "q5_k")
+
+
+def test_a_stretched_context_has_llama_cpps_keys_and_others_have_none(
+    make_source: MakeSource, tmp_path: Path
+) -> None:
+    keys = {
+        "context_length": 160,
+        "scaling.type": "yarn",
+        "scaling.factor": 4.0,
+        "scaling.original_context_length": 40,
+    }
+    for shape, wanted in (("qwen3_yarn", keys), ("qwen3", {"context_length": 160})):
+        fields = gguf.GGUFReader(write_gguf(make_source(shape), tmp_path / f"{shape}.gguf")).fields
+        found = {
+            name.split(".", 2 if "rope" in name else 1)[-1]: field.contents()
+            for name, field in fields.items()
+            if "rope.scaling" in name or name.endswith(".context_length")
+        }
+        assert found == wanted

@@ -138,7 +138,7 @@ def test_combination_that_no_format_has_is_refused_with_the_switches_to_change()
         ({"model_type": "mamba"}, "model_type is 'mamba'"),
         ({"hidden_act": "relu"}, "hidden_act is 'relu'"),
         ({"attention_bias": True}, "attention_bias is True"),
-        ({"rope_parameters": {"rope_type": "yarn", "factor": 4.0}}, "rope_type is 'yarn'"),
+        ({"rope_parameters": {"rope_type": "llama3", "factor": 4.0}}, "rope_type is 'llama3'"),
         ({"hidden_size": "40"}, "hidden_size is '40'"),
     ],
 )

@@ -5,9 +5,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from onesitting.config import ModelConfig
 from onesitting.model import kernels
 from onesitting.model.kernels import attention, rms_norm, rotate
-from onesitting.model.transformer import document_bias, rope_tables
+from onesitting.model.rope import rope_tables
+from onesitting.model.transformer import document_bias
 
 
 def randn(*shape: int, seed: int = 0) -> Tensor:
@@ -58,7 +60,7 @@ def test_rms_norm_has_the_values_and_gradients_of_its_formula(dtype: torch.dtype
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_rotation_turns_complex_pairs_by_position_times_frequency(dtype: torch.dtype) -> None:
     positions = torch.tensor([[0, 1, 2, 3, 0, 1, 7]])
-    cos, sin = rope_tables(positions, 8, 100.0, dtype)
+    cos, sin = rope_tables(positions, ModelConfig(head_dim=8, rope_theta=100.0), dtype)
     angles = positions[..., None, None].double() * 100.0 ** (-torch.arange(4, dtype=torch.float64) / 4)
     inputs = [randn(2, 7, 3, 8)]
     assert_same_values_and_gradients(

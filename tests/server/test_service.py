@@ -4,16 +4,21 @@ import json
 import logging
 import threading
 import time
+from pathlib import Path
 from typing import Any
 
 import httpx2
 import openai
 import pytest
-from running import Running, running
+import torch
+from running import TEXT, Running, random_model, running
 
+from onesitting.checkpoint import save_model
 from onesitting.errors import UserError
 from onesitting.server.generation import Limits
+from onesitting.server.models import LoadSettings, load_served
 from onesitting.server.service import Keys, new_key, read_keys
+from onesitting.tokenizer.bpe import train_tokenizer
 
 ENDLESS: dict[str, Any] = {
     "model": "tiny",
@@ -193,3 +198,13 @@ def test_log_line_names_the_request_and_no_word_of_it(
     assert record["request_id"] == answer.headers["x-request-id"]
     assert (record["route"], record["status"]) == ("/v1/completions", 200)
     assert "secret" not in caplog.text
+
+
+def test_a_stretched_context_is_that_of_the_served_model(tmp_path: Path) -> None:
+    tokenizer = train_tokenizer([TEXT] * 20, vocab_size=384)
+    model = random_model(tokenizer, 1)
+    save_model(tmp_path / "m", model, tokenizer)
+    settings = LoadSettings(device=torch.device("cpu"), dtype=torch.float32, context_factor=4.0)
+    served = load_served("m", tmp_path / "m", settings)
+    assert served.context_length == 4 * model.cfg.context_length
+    served.engine.close(1)
