@@ -7,6 +7,7 @@ import os
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
+from importlib import import_module
 from typing import TYPE_CHECKING
 
 from onesitting import __version__
@@ -14,6 +15,7 @@ from onesitting.errors import UserError
 
 if TYPE_CHECKING:
     from onesitting.cli_settings import Parser
+    from onesitting.config import RunConfig
 
 TRAINING_COMMANDS: dict[str, tuple[str, ...]] = {
     "run": (),
@@ -31,6 +33,10 @@ TRAINING_COMMANDS: dict[str, tuple[str, ...]] = {
 """Command -> the phases of the pipeline it runs; () is all of them."""
 
 
+def _choose_size(cfg: "RunConfig") -> str:
+    return import_module("onesitting.auto_size").chosen_size(cfg)
+
+
 def _plan(argv: list[str]) -> None:
     from onesitting.cli_settings import parse_request, settings_parser
 
@@ -38,7 +44,7 @@ def _plan(argv: list[str]) -> None:
     parser.add_argument(
         "--measure", action="store_true", help="time a few real training steps for the estimate"
     )
-    request = parse_request(parser, argv)
+    request = parse_request(parser, argv, _choose_size)
     from onesitting.plan import print_plan
 
     print_plan(request.cfg, request.recipe, request.options.measure)
@@ -47,7 +53,7 @@ def _plan(argv: list[str]) -> None:
 def _train(command: str, argv: list[str]) -> None:
     from onesitting.cli_settings import parse_request, settings_parser
 
-    request = parse_request(settings_parser(command, COMMANDS[command].summary), argv)
+    request = parse_request(settings_parser(command, COMMANDS[command].summary), argv, _choose_size)
     from onesitting.pipeline import run_pipeline
 
     run_pipeline(request.cfg, request.recipe, TRAINING_COMMANDS[command])
@@ -61,8 +67,7 @@ def _inspect(argv: list[str]) -> None:
     parser.add_argument("--text", default="", help="tokens: text to cut into tokens; else the data's first")
     parser.add_argument("--stage", default="pretrain", help="batch: pretrain or sft [pretrain]")
     parser.add_argument("--step", type=int, default=0, metavar="N", help="batch: optimizer step [0]")
-    views = ("data", "tokens", "batch")
-    view, rest = (argv[0], argv[1:]) if argv else ("--help", [])
+    views, (view, *rest) = ("data", "tokens", "batch"), argv or ["--help"]
     if view not in (*views, "-h", "--help"):
         raise UserError(f"cannot inspect '{view}'; use one of {', '.join(views)}")
     request = parse_request(parser, rest if view in views else [view])
@@ -370,13 +375,10 @@ def _explain(error: Exception, first: bool) -> int:
         advice = (
             "; out of memory: lower pretrain.micro_batch_rows, sft.micro_batch_rows or model.context_length"
         )
-    print(f"error: {type(error).__name__}: {_first_line(error)}{advice}", file=sys.stderr)
+    first_line = (str(error).strip() or "no message").splitlines()[0]
+    print(f"error: {type(error).__name__}: {first_line}{advice}", file=sys.stderr)
     print(f"the full traceback is in {_save_traceback(error)}", file=sys.stderr)
     return 1
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip() or "no message").splitlines()[0]
 
 
 def _save_traceback(error: Exception) -> str:

@@ -2,6 +2,7 @@
 
 import argparse
 import shutil
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any, Literal, NoReturn, get_args, get_origin
 
@@ -65,9 +66,12 @@ def _recipe_list() -> str:
     return "\n".join(f"  {name:<6} {line}" for name, line in bundled_recipes().items())
 
 
-def parse_request(parser: Parser, argv: list[str]) -> Request:
+def parse_request(
+    parser: Parser, argv: list[str], choose_size: Callable[[RunConfig], str] | None = None
+) -> Request:
     """Recipe and options -> resolved settings; --help prints them with the recipe's values and exits.
 
+    choose_size: finds the size where it is `auto`; None: it stays so, with the shape of a nominal machine.
     Raises UserError for an unknown option with the nearest one, and for all that `resolve` refuses.
     """
     argv = [_with_underscores(word) for word in argv]
@@ -81,9 +85,10 @@ def parse_request(parser: Parser, argv: list[str]) -> Request:
         raise UserError(f"unexpected {extra[0]!r}: a setting starts with --, as in --budget 5m")
     given = {name: value for name, value in vars(known).items() if name in st.settings()}
     cfg = resolve(load_recipe(known.recipe), given)
-    return Request(
-        cfg=replace(cfg, name=cfg.name or recipe_name(known.recipe)), recipe=known.recipe, options=known
-    )
+    cfg = replace(cfg, name=cfg.name or recipe_name(known.recipe))
+    if cfg.size == "auto" and choose_size is not None:
+        cfg = replace(resolve(load_recipe(known.recipe), given | {"size": choose_size(cfg)}), name=cfg.name)
+    return Request(cfg=cfg, recipe=known.recipe, options=known)
 
 
 def _with_underscores(word: str) -> str:

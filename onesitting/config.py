@@ -296,6 +296,9 @@ class RunConfig:
     """Seed of every random choice."""
     budget: str = "5m"
     """Time for everything (`90s`, `5m`, `2h`), or `tokens=20M` for pretraining alone."""
+    size: str = ""
+    """Parameters of the model, such as `5M`: shape, vocabulary and batch follow, where they are not given; `auto`: what
+    the budget trains best here; empty: as the other settings say."""
     data: tuple[str, ...] = ("world",)
     """Text to pretrain on: files, folders, globs, `hub:owner/name`, or `world` (synthetic)."""
     chat: tuple[str, ...] = ("world",)

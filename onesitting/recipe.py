@@ -16,6 +16,7 @@ from typing import Any
 from onesitting import settings as st
 from onesitting.budgets import parse_budget, world_mb
 from onesitting.config import RunConfig
+from onesitting.dial import parse_size
 from onesitting.errors import UserError
 from onesitting.runlog import CONFIG_FILE, write_atomic
 
@@ -121,12 +122,16 @@ def flatten(nested: Mapping[str, Any], prefix: str = "") -> Flat:
 def resolve(recipe: Mapping[str, Any], overrides: Mapping[str, Any] | None = None) -> RunConfig:
     """The configuration of a run: defaults, then the recipe, then the overrides.
 
+    What `size` decides comes right before the settings that are given with it: the recipe's, or the overrides'.
     recipe, overrides: dotted or nested names; the overrides' values may be command-line text.
     Raises UserError for a name, type or value that is not allowed.
     """
     flat = {name: setting.default for name, setting in st.settings().items()}
-    flat |= {name: _checked(name, value, text=False) for name, value in flatten(recipe).items()}
-    flat |= {name: _checked(name, value, text=True) for name, value in flatten(overrides or {}).items()}
+    for part, is_text in ((flatten(recipe), False), (flatten(overrides or {}), True)):
+        given = {name: _checked(name, value, text=is_text) for name, value in part.items()}
+        if given.get("size"):
+            flat |= parse_size(given["size"]).settings()
+        flat |= given
     if flat["corpus.world_mb"] == 0:
         flat["corpus.world_mb"] = world_mb(parse_budget(flat["budget"]))
     top = {name: value for name, value in flat.items() if "." not in name}
