@@ -52,7 +52,7 @@ class PolicyConfig:
     """Optimizer steps; 0: what the time budget allows."""
     micro_batch_rows: int = 0
     """Attempts in one forward pass; 0: chosen by the device."""
-    lr_scale: float = 0.02
+    lr_scale: float = 0.1
     """Multiplies every learning rate of this stage."""
     warmup_steps: int = 5
     """Optimizer steps over which the learning rate rises to its peak."""
