@@ -274,7 +274,7 @@ function drawCall(model, reply, message, call) {
     make("pre", {}, call.function.arguments));
   const answered = reply.messages.some((one) => one.tool_call_id === call.id);
   if (!answered && !message.waiting) {
-    const input = make("input", { type: "text", "aria-label": `Result of ${call.function.name}`, placeholder: "what the tool answers" });
+    const input = make("input", { type: "text", "aria-label": `Result of ${call.function.name}`, placeholder: "result" });
     const form = make("form", {}, input, make("button", { type: "submit" }, "Give result"));
     form.addEventListener("submit", (event) => { event.preventDefault(); giveResult(model, reply, message, call, input.value); });
     card.append(form);
