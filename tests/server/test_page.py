@@ -1,33 +1,20 @@
 """The chat page in a real browser, without a network."""
 
 import json
-import os
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import httpx2
 import pytest
+from browser import chromium
 from running import Running
-
-CHROMIUM = (
-    os.environ.get("CHROMIUM")
-    or shutil.which("chromium")
-    or shutil.which("chromium-browser")
-    or shutil.which("google-chrome")
-)
 
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Any]:
-    sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
-    if CHROMIUM is None:
-        pytest.skip("no chromium on this machine; `apt-get install chromium`, or name one in CHROMIUM")
-    with sync_api.sync_playwright() as playwright:
-        one = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox", "--disable-gpu"])
+    with chromium() as one:
         yield one
-        one.close()
 
 
 @pytest.fixture
@@ -203,17 +190,29 @@ def test_text_is_readable_and_nothing_overflows(
     page = context.new_page()
     page.goto(server.url)
     page.wait_for_selector("#models input")
-    settings(page, seed="1", max_tokens="30")
+    page.click("#settings-toggle")
+    page.check("#probabilities")
+    page.click("#settings-toggle")
+    settings(page, seed="1", max_tokens="30", tools='[{"name": "add", "parameters": {}}]')
     say(page, "Hello " * 30)
+    assert page.evaluate("() => $('log').scrollHeight - $('log').scrollTop - $('log').clientHeight") < 2
+    # As surprising as a token can be: the darkest ground that one has.
+    page.locator(".token").last.evaluate("it => { it.style.backgroundColor = 'rgb(var(--heat) / .55)'; }")
     assert page.evaluate("() => document.documentElement.scrollWidth") <= width
     contrast = page.evaluate(
-        """() => { const light = (c) => { const [r, g, b] = c.match(/[0-9.]+/g).map((v) => v / 255)
-        .map((v) => v <= .04045 ? v / 12.92 : ((v + .055) / 1.055) ** 2.4); return .2126 * r + .7152 * g + .0722 * b; };
-        return ["body", ".mine", ".facts", "#send", ".hint"].map((name) => { const it = document.querySelector(name);
-        let back = it; while (getComputedStyle(back).backgroundColor === "rgba(0, 0, 0, 0)") back = back.parentElement;
-        const [a, b] = [getComputedStyle(it).color, getComputedStyle(back).backgroundColor].map(light)
-        .sort((x, y) => y - x);
-        return (a + .05) / (b + .05); }); }"""
+        """() => { const parts = (c) => c.match(/[0-9.]+/g).map(Number);
+        const ground = (it) => { const [r, g, b, a = 1] = parts(getComputedStyle(it).backgroundColor);
+          if (a === 1) return [r, g, b]; const below = ground(it.parentElement);
+          return [r, g, b].map((v, i) => a * v + (1 - a) * below[i]); };
+        const light = (c) => { const [r, g, b] = c.map((v) => v / 255)
+          .map((v) => v <= .04045 ? v / 12.92 : ((v + .055) / 1.055) ** 2.4);
+          return .2126 * r + .7152 * g + .0722 * b; };
+        const names = ["body", ".mine", ".facts", "#send", ".hint", "#message::placeholder", ".token:last-child"];
+        return names.map((name) => {
+          const [at, pseudo] = name.split("::"); const it = document.querySelector(at);
+          const [a, b] = [parts(getComputedStyle(it, pseudo && "::" + pseudo).color), ground(it)].map(light)
+            .sort((x, y) => y - x);
+          return (a + .05) / (b + .05); }); }"""
     )
     assert min(contrast) >= 4.5  # WCAG 2.2, AA
     context.close()
