@@ -191,6 +191,7 @@ class Run:
             row_length=stage.row_length,
             n_rows=stage.n_rows,
             evaluate_every=self.cfg.evaluation.every_fraction,
+            evaluation_tokens=self.cfg.evaluation.val_tokens if name in ("pretrain", "sft") else 0,
             save_every_s=self.cfg.checkpoint.every_s,
             step_cost={n: flops_per_token(model.cfg, n, n_adapter) for n in {stage.row_length, short} if n},
         )

@@ -55,6 +55,10 @@ class TargetSettings(Protocol):
         ...
 
 
+DEAREST = 0.2
+"""Share of a time budget that validations may take, all together; else only the last is made."""
+
+
 @dataclass
 class Mean:
     """Running mean of seconds that follows a change of speed."""
@@ -111,7 +115,9 @@ class StepTarget:
     tokens: tokens to train on; wins over seconds. One of the two is needed.
     max_steps: never more steps than this (the data ends).
     row_length, n_rows: tokens in a full row, and full rows in a step over all processes.
-    evaluate_every: fraction of the steps between validations; the last one is at the end. 0: none.
+    evaluate_every: fraction of the steps between validations; the last one is at the end. 0: none. In a time budget of
+        which all of them would take more than DEAREST, that last one is the only one.
+    evaluation_tokens: tokens of a validation; a third of their training time is its, until one was timed.
     save_every_s: seconds between checkpoints; one more is written at the end. 0: that one only.
     step_cost: row length -> relative cost of a step (from FLOPs), used until that length has been timed.
     """
@@ -126,6 +132,7 @@ class StepTarget:
         tokens: int | None = None,
         max_steps: int | None = None,
         evaluate_every: float = 0.1,
+        evaluation_tokens: int = 0,
         save_every_s: float = 60.0,
         step_cost: dict[int, float] | None = None,
     ) -> None:
@@ -137,6 +144,7 @@ class StepTarget:
         self.full, self.step_tokens = row_length, row_length * n_rows
         self.max_steps = max_steps or 10**12
         self.evaluate_every, self.save_every_s = evaluate_every, save_every_s
+        self.evaluation_steps = evaluation_tokens / self.step_tokens / 3
         self.step_cost = step_cost or {}
         self.seconds = None if tokens is not None else seconds
         self.given_moves = parse_end_moves(getattr(settings, "end_moves", ())) if tokens is not None else {}
@@ -184,7 +192,8 @@ class StepTarget:
         n_steps = self.state.n_steps
         if n_steps is None or self.evaluate_every <= 0:
             return False
-        return step >= n_steps or step >= (self.state.n_evaluations + 1) * self.evaluate_every * n_steps
+        due = step >= (self.state.n_evaluations + 1) * self.evaluate_every * n_steps
+        return step >= n_steps or (due and not self._evaluations_are_dear())
 
     def progress(self, step: int, elapsed_s: float) -> float:
         """Part of the stage that is done, in [0, 1]."""
@@ -306,6 +315,17 @@ class StepTarget:
         nearest = min(timed, key=lambda other: abs(other - length))
         return timed[nearest].value * self.step_cost.get(length, 1.0) / self.step_cost.get(nearest, 1.0)
 
+    def _evaluation_seconds(self) -> float:
+        """Of one validation: measured, else from its tokens."""
+        measured = self.state.pause_s.get("evaluation", Mean())
+        return measured.value if measured.n else self.evaluation_steps * self._step_seconds(self.full)
+
+    def _evaluations_are_dear(self) -> bool:
+        """Whether a time budget can afford no more than the last one."""
+        if self.seconds is None or not self.evaluate_every:
+            return False
+        return self._evaluation_seconds() / self.evaluate_every > DEAREST * self.seconds
+
     def _seconds_for(self, n_steps: int, step: int) -> float:
         """Predicted seconds from `step` steps done to the end of a stage of `n_steps`."""
         state = self.state
@@ -318,11 +338,9 @@ class StepTarget:
         steps_s += n_short * self._step_seconds(self.short) if n_short else 0.0
         n_saves = 1 + (steps_s / self.save_every_s if self.save_every_s else 0.0)
         n_evaluations = round(1 / self.evaluate_every) - state.n_evaluations if self.evaluate_every else 0
-        return (
-            steps_s
-            + n_saves * state.pause_s.get("save", Mean()).value
-            + max(0, n_evaluations) * state.pause_s.get("evaluation", Mean()).value
-        )
+        n_evaluations = 1 if self._evaluations_are_dear() else max(0, n_evaluations)
+        saves_s = n_saves * state.pause_s.get("save", Mean()).value
+        return steps_s + saves_s + n_evaluations * self._evaluation_seconds()
 
     def _fitting_steps(self) -> int:
         """Largest n_steps that is predicted to fit; at least one step more than are done."""

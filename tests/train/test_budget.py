@@ -74,6 +74,7 @@ class Simulated:
 def simulate(
     settings, step_s, *, seconds=None, tokens=None, max_steps=None, jitter=0.2, compile_s=0.0, evaluation_s=0.0,
     save_s=0.0, save_every_s=60.0, seed=0, step_cost=None, restart_at=None,
+    evaluate_every=0.1, evaluation_tokens=0,
 ):  # fmt: skip
     """Drive a target as the loop does, on a machine whose step takes step_s(step, now_s, row_length) seconds."""
     noise = random.Random(seed)
@@ -81,7 +82,8 @@ def simulate(
     def new_target():
         return StepTarget(
             settings, row_length=256, n_rows=32, seconds=seconds, tokens=tokens, max_steps=max_steps,
-            save_every_s=save_every_s, step_cost=step_cost,
+            save_every_s=save_every_s, step_cost=step_cost, evaluate_every=evaluate_every,
+            evaluation_tokens=evaluation_tokens,
         )  # fmt: skip
 
     target, step, now, saved_at = new_target(), 0, 0.0, 0.0
@@ -252,6 +254,25 @@ def test_time_left_counts_validation_and_saving():
     target.pause("evaluation", 3.0)
     target.pause("save", 1.0)
     assert target.eta_s(10, 24.0) == pytest.approx(90 * 2.0 + 9 * 3.0 + 1.0)
+
+
+def test_a_validation_that_was_never_timed_is_allowed_for():
+    # 8,192 tokens a step of 0.4 s: 65,536 tokens read without gradients take about 1.1 s.
+    run = simulate(
+        Settings(), steady(0.4), seconds=20, evaluate_every=1.0, evaluation_tokens=65_536, evaluation_s=1.1
+    )
+    assert run.evaluations == [run.steps]
+    assert 19 <= run.seconds <= 20.4
+    blind = simulate(Settings(), steady(0.4), seconds=20, evaluate_every=1.0, evaluation_s=1.1)
+    assert blind.seconds > 20.4  # what it is for
+
+
+@pytest.mark.parametrize(("seconds", "n_evaluations"), [(30, 1), (300, 10)])
+def test_validations_that_a_short_budget_cannot_afford_are_left_to_the_last(seconds, n_evaluations):
+    run = simulate(Settings(), steady(0.4), seconds=seconds, evaluation_tokens=327_680, evaluation_s=5.0)
+    assert len(run.evaluations) == n_evaluations
+    assert run.evaluations[-1] == run.steps
+    assert 0.95 * seconds <= run.seconds <= 1.02 * seconds
 
 
 def test_before_anything_is_timed_the_budget_tells_the_time_left_and_the_progress():
