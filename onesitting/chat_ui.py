@@ -55,6 +55,8 @@ class Chat:
     thinking: bool | None = None
     thinking_tokens: int | None = None
     """Longest thought of a turn; None: no limit."""
+    draft: "Transformer | None" = None
+    """A smaller model that guesses ahead."""
     messages: list[dict[str, Any]] = field(default_factory=list[dict[str, Any]])
     """The conversation so far, without the system message."""
 
@@ -76,6 +78,7 @@ def chat(options: argparse.Namespace) -> None:
         toolbox=toolbox,
         thinking=thinking,
         thinking_tokens=thinking_tokens,
+        draft=_load_draft(options.draft, model, tokenizer),
     )
     with state.toolbox:
         _converse(state)
@@ -208,7 +211,9 @@ def _stream_reply(state: Chat, ink: Ink) -> tuple[dict[str, Any], bool]:
             written.append("<think>")
             yield "<think>"
         thought = thought_of(state.tokenizer, state.thinking_tokens, state.thinking)
-        for piece in stream(state.model, state.tokenizer, prompt, sampling, thought=thought):
+        for piece in stream(
+            state.model, state.tokenizer, prompt, sampling, thought=thought, draft=state.draft
+        ):
             written.append(piece)
             yield piece
 
@@ -290,9 +295,10 @@ def generate_texts(options: argparse.Namespace) -> None:
     if room < 1:
         raise UserError(f"--prompt has {len(ids)} tokens, this model's context is {model.cfg.context_length}")
     sampling = replace(sampling, max_tokens=min(sampling.max_tokens, room))
+    draft = _load_draft(options.draft, model, tokenizer)
     ink = Ink(sys.stdout)
     for number, completion in enumerate(
-        generate(model, tokenizer, [ids] * options.n, sampling, thought=thought)
+        generate(model, tokenizer, [ids] * options.n, sampling, thought=thought, draft=draft)
     ):
         if number:
             ink.note("---")
@@ -317,6 +323,24 @@ def _load(
     if options.context_factor:
         model.cfg = stretched(model.cfg, options.context_factor)
     return model, Tokenizer.load(model_folder), _sampling(options, model_folder), _run_config(model_folder)
+
+
+def _load_draft(run: str, model: "Transformer", tokenizer: "Tokenizer") -> "Transformer | None":
+    """The model of `--draft`; None without it. Raises UserError when its tokens are not those of the model."""
+    if not run:
+        return None
+    from onesitting.checkpoint import find_model_folder, load_model
+    from onesitting.tokenizer.bpe import Tokenizer
+
+    folder = find_model_folder(require_folder(run))
+    draft, own = load_model(folder, model.device), Tokenizer.load(folder)
+    same = (own.token_bytes, own.special_ids) == (tokenizer.token_bytes, tokenizer.special_ids)
+    if not same or draft.cfg.vocab_size != model.cfg.vocab_size:
+        raise UserError(
+            f"--draft {run}: its vocabulary ({own.vocab_size} tokens) is not the model's ({tokenizer.vocab_size}); "
+            "a draft needs the same tokenizer: train it with --tokenizer.path RUN/tokenizer"
+        )
+    return draft
 
 
 def _sampling(options: argparse.Namespace, model_folder: Path) -> "Sampling":

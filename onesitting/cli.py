@@ -106,6 +106,7 @@ def _model_parser(command: str) -> "Parser":
     parser = Parser(command, "RUN [options]", COMMANDS[command].summary)
     parser.add_argument("run", metavar="RUN", help="folder of a run, of one of its stages, or of a model")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, mps or xpu [auto]")
+    parser.add_argument("--draft", default="", metavar="RUN", help="smaller model that guesses ahead")
     _sampling_options(parser)
     return parser
 

@@ -25,6 +25,7 @@ from user_command import Cli
 from onesitting import chat_ui
 from onesitting.chat_ui import Chat, answer, change_sampling, command, fit_prompt, fitting_tools
 from onesitting.checkpoint import save_model
+from onesitting.cli import main
 from onesitting.config import ModelConfig
 from onesitting.data.world.tools import CALCULATOR, TOOLS
 from onesitting.errors import UserError
@@ -262,6 +263,23 @@ def test_generate_reads_a_longer_prompt_in_a_stretched_context(cli: Cli, model_f
     done = cli(*arguments, "--context-factor", "16")
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith("word " * 400)
+
+
+def test_a_draft_of_the_same_vocabulary_changes_no_text(
+    model_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    tokenizer = Tokenizer.load(model_folder)
+    cfg = ModelConfig(n_layers=1, d_model=32, n_heads=2, n_kv_heads=1, head_dim=16, d_ff=32, vocab_size=320)
+    save_model(tmp_path / "small", Transformer(cfg), tokenizer)
+    arguments = ["generate", str(model_folder), "--prompt", "It is", "--max-tokens", "20"]
+    assert main(arguments) == 0
+    alone = capsys.readouterr().out
+    assert main([*arguments, "--draft", str(tmp_path / "small")]) == 0
+    assert capsys.readouterr().out == alone
+    other = train_tokenizer(["other words, " * 20], 320)
+    save_model(tmp_path / "other", Transformer(replace(cfg, vocab_size=other.vocab_size)), other)
+    assert main([*arguments, "--draft", str(tmp_path / "other")]) == 2
+    assert "a draft needs the same tokenizer" in capsys.readouterr().err
 
 
 def test_in_a_terminal_it_prompts_answers_and_leaves_at_the_end_of_input(model_folder: Path):

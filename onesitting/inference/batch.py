@@ -127,7 +127,7 @@ class Batch:
         wanted += range(len(pieces), len(pieces) + len(nexts))
         rows += writing
         if rows:
-            self._write(rows, self._logits(hidden, wanted))
+            self._write(rows, logits_of(self.model, hidden, wanted))
         return rows
 
     def _pieces_to_read(self) -> list[tuple[Row, Piece]]:
@@ -142,11 +142,6 @@ class Batch:
                 reading.append((row, Piece(slot, start, tokens)))
                 left -= len(tokens)
         return reading
-
-    def _logits(self, hidden: Tensor, wanted: list[int]) -> Tensor:
-        """(B, V) float32; the product has as many rows as those in the model have."""
-        padded = wanted + [0] * (-len(wanted) % self.model.row_multiple)
-        return self.model.logits(hidden[torch.tensor(padded, device=hidden.device)])[: len(wanted)]
 
     def _write(self, rows: list[Row], logits: Tensor) -> None:
         """Give each row its next token."""
@@ -164,7 +159,7 @@ class Batch:
                 members, choose(adjusted[members], sampling, uniforms, seen).tolist(), strict=True
             ):
                 chosen[i] = rows[i].forced[0] if rows[i].forced else token
-        _record_logprobs(rows, logits, chosen)
+        record_logprobs(rows, logits, chosen)
         for row, token in zip(rows, chosen, strict=True):
             if row in self._seen:
                 self._seen[row][token] = True
@@ -189,6 +184,12 @@ class Batch:
         return logits
 
 
+def logits_of(model: Transformer, hidden: Tensor, wanted: Sequence[int]) -> Tensor:
+    """(B, V) float32 of the wanted states; the product has as many rows as those in the model have."""
+    padded = [*wanted, *[0] * (-len(wanted) % model.row_multiple)]
+    return model.logits(hidden[torch.tensor(padded, device=hidden.device)])[: len(wanted)]
+
+
 def _candidates(sampling: Sampling) -> Sampling:
     """The settings that choosing a token looks at, so that rows with the same ones are chosen for together."""
     return Sampling(
@@ -200,7 +201,7 @@ def _candidates(sampling: Sampling) -> Sampling:
     )
 
 
-def _record_logprobs(rows: list[Row], logits: Tensor, chosen: list[int]) -> None:
+def record_logprobs(rows: list[Row], logits: Tensor, chosen: list[int]) -> None:
     """Note the log-probabilities that rows ask for; logits (B, V) are the model's own."""
     tempered = [i for i, row in enumerate(rows) if row.settings.tempered_logprobs]
     if tempered:

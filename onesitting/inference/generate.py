@@ -9,6 +9,7 @@ import torch
 from onesitting.inference.batch import Batch
 from onesitting.inference.row import Completion, Row, RowSettings, Thought
 from onesitting.inference.sampling import Sampling
+from onesitting.inference.speculative import Pair
 from onesitting.inference.text_stream import spelled_bytes
 from onesitting.model.packed import packed
 from onesitting.model.transformer import Transformer, compute_dtype
@@ -34,6 +35,7 @@ def generate(
     dtype: torch.dtype | None = None,
     indices: Sequence[int] | None = None,
     thought: Thought | None = None,
+    draft: Transformer | None = None,
 ) -> list[Completion]:
     """One Completion for each prompt, in their order.
 
@@ -42,12 +44,19 @@ def generate(
     dtype: of the computation; None: autocast's where it is on, else the model's.
     indices: number of each prompt, of which with sampling.seed its randomness is a function; None: 0, 1, …
     thought: limit to what the model thinks before it answers; what it forces is written, not sampled.
+    draft: a smaller model of the same vocabulary, which guesses ahead (speculative.py); one text after the other then.
     """
     with torch.inference_mode():
         model = for_decoding(model, dtype)
         rows = _rows(model, tokenizer, prompts, sampling, stop_ids, logprobs, indices, thought)
         waiting = [row for row in rows if row.finish_reason is None]
-        if waiting:
+        if draft is not None:
+            draft = for_decoding(draft, dtype)
+            for row in waiting:
+                pair = Pair(model, draft, row)
+                while row.finish_reason is None:
+                    pair.step()
+        elif waiting:
             longest = max(len(row.prompt) + row.limit for row in waiting)
             batch = Batch(model, min(BATCH_ROWS, len(waiting)), longest, PREFILL_TOKENS)
             waiting.reverse()
@@ -67,11 +76,12 @@ def stream(
     *,
     dtype: torch.dtype | None = None,
     thought: Thought | None = None,
+    draft: Transformer | None = None,
 ) -> Iterator[str]:
     """Pieces of the text that `generate` would give for this prompt alone, each as soon as it is certain.
 
     A character is never broken: bytes that do not yet make one are held back. So is text that may turn out to
-    be the beginning of a stop string.
+    be the beginning of a stop string. With a draft, several tokens may come at once.
     """
     # Inference mode is entered around each step, not around a yield, where it would reach the caller's code.
     with torch.inference_mode():
@@ -79,12 +89,15 @@ def stream(
         [row] = _rows(model, tokenizer, [prompt], sampling, stop_ids, thought=thought)
         if row.finish_reason is not None:
             return
-        batch = Batch(model, 1, len(row.prompt) + row.limit, PREFILL_TOKENS)
-        batch.add(row)
-    while batch.rows:
+        if draft is not None:
+            writer = Pair(model, for_decoding(draft, dtype), row)
+        else:
+            writer = Batch(model, 1, len(row.prompt) + row.limit, PREFILL_TOKENS)
+            writer.add(row)
+    while row.finish_reason is None:
         n_before = len(row.pieces)
         with torch.inference_mode():
-            batch.step()
+            writer.step()
         yield from filter(None, row.pieces[n_before:])
 
 

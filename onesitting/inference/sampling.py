@@ -86,9 +86,14 @@ def choose(logits: Tensor, sampling: Sampling, uniforms: list[float], seen: Tens
     logits = adjusted_logits(logits, sampling, seen)
     if sampling.temperature == 0.0:
         return logits.argmax(dim=1)
-    cumulative = logits.softmax(dim=1, dtype=torch.float64).cumsum(dim=1)
+    return draw(logits.softmax(dim=1, dtype=torch.float64), uniforms)
+
+
+def draw(weights: Tensor, uniforms: list[float]) -> Tensor:
+    """(B,) int64, an index for each row of weights (B, V) float64, at least 0; with probabilities as their shares."""
+    cumulative = weights.cumsum(dim=1)
     threshold = (
-        torch.tensor(uniforms, dtype=torch.float64, device=logits.device)[:, None] * cumulative[:, -1:]
+        torch.tensor(uniforms, dtype=torch.float64, device=weights.device)[:, None] * cumulative[:, -1:]
     )
     # right=True: a token of probability 0 covers no threshold, not even 0.
-    return torch.searchsorted(cumulative, threshold, right=True)[:, 0].clamp(max=logits.shape[1] - 1)
+    return torch.searchsorted(cumulative, threshold, right=True)[:, 0].clamp(max=weights.shape[1] - 1)

@@ -11,6 +11,7 @@ company:
   (CHUNK queries, keys up to the end of the piece), padded at a prompt's end. Therefore it does not matter how many
   pieces one pass takes, nor whether a prefix came from a cache.
 - A single token attends to a multiple of CHUNK slots; those behind its position have weight 0, which adds nothing.
+  Several of one slot (speculative decoding) attend one after the other: products of more queries round otherwise.
 - Matrix products have a multiple of `model.row_multiple` rows. Measured (tests/model/test_kv_cache.py repeats it): in
   float32 MKL has other kernels for 1 to 3 rows a thread; from 4 on, and in bf16 always, rows do not depend on their
   number. oneDNN's packed products (packed.py) need fewer.
@@ -61,6 +62,21 @@ class _Group(NamedTuple):
     """(R, C) bool, False where a prompt's end is padded."""
 
 
+class _Round(NamedTuple):
+    """Single tokens of different slots, whose attention is one batched product."""
+
+    rows: slice | Tensor
+    """Where they stand in the pass."""
+    slots: Tensor
+    """(R,) int64"""
+    n_busy: int
+    """Slots up to the highest one with a token; those without one among them are idle."""
+    in_use: int
+    """Positions that take part, a multiple of CHUNK."""
+    bias: Tensor
+    """(n_busy, 1, 1, in_use) float32, -inf at positions behind the token."""
+
+
 class KVCache:
     """Memory for `n_slots` texts of at most `max_tokens` tokens each, allocated once.
 
@@ -86,7 +102,9 @@ class KVCache:
     def read(self, model: Transformer, pieces: Sequence[Piece], nexts: Sequence[Next]) -> Tensor:
         """(len(pieces) + len(nexts), d_model): hidden state of each piece's last token, then of each next token.
 
-        Stores keys and values of all tokens. A slot's pieces must come in order, of one pass or of several.
+        Stores keys and values of all tokens. A slot's pieces must come in order, of one pass or of several. A slot
+        may have several next tokens, at different positions: each sees those before it, and has the state that a
+        pass of its own would give it. A position that is read again holds the new token.
         """
         tokens, slots, positions, last = self._lay_out(pieces, nexts)
         device = self.keys.device
@@ -94,8 +112,7 @@ class KVCache:
         self._places = self._places_of(torch.tensor(slots, device=device))
         self._groups = _groups(pieces, device)
         n_read = sum(len(piece.tokens) for piece in pieces)
-        self._nexts = slice(n_read, n_read + len(nexts))
-        self._make_bias([it.slot for it in nexts], [it.position for it in nexts])
+        self._rounds = self._rounds_of(nexts, n_read)
         hidden = model.hidden(torch.tensor([tokens], device=device), cache=self)[0]  # (N, d_model)
         return hidden[torch.tensor(last, device=device)]
 
@@ -135,17 +152,35 @@ class KVCache:
         heads = slots[:, None] * n_heads + torch.arange(n_heads, device=slots.device)
         return (heads * length + self.positions[0, :, None]).flatten()
 
-    def _make_bias(self, slots: list[int], positions: list[int]) -> None:
-        """Which positions the single tokens see; slots without one, up to the highest with one, are idle."""
-        if not slots:
-            return
+    def _rounds_of(self, nexts: Sequence[Next], first: int) -> list[_Round]:
+        """The single tokens, which stand in the pass from `first` on, so that no slot is twice in a round."""
+        members: list[list[int]] = []
+        n_before: dict[int, int] = {}
+        for index, it in enumerate(nexts):
+            number = n_before[it.slot] = n_before.get(it.slot, -1) + 1
+            if number == len(members):
+                members.append([])
+            members[number].append(index)
+        rounds = [self._round([nexts[i] for i in indices]) for indices in members]
+        if len(rounds) == 1:  # a slice costs nothing
+            return [rounds[0]._replace(rows=slice(first, first + len(nexts)))]
         device = self.keys.device
-        self._n_busy, self._in_use = max(slots) + 1, (max(positions) // CHUNK + 1) * CHUNK
-        self._next_slots = torch.tensor(slots, device=device)
-        ends = torch.zeros(self._n_busy, dtype=torch.int64, device=device)
-        ends[self._next_slots] = torch.tensor(positions, device=device)
-        unseen = torch.arange(self._in_use, device=device) > ends[:, None]  # (B, S)
-        self._bias = torch.zeros(unseen.shape, device=device).masked_fill_(unseen, -torch.inf)[:, None, None]
+        return [
+            one._replace(rows=torch.tensor(indices, device=device) + first)
+            for one, indices in zip(rounds, members, strict=True)
+        ]
+
+    def _round(self, nexts: Sequence[Next]) -> _Round:
+        """Single tokens of different slots, and which positions they see."""
+        device = self.keys.device
+        slots, positions = [it.slot for it in nexts], [it.position for it in nexts]
+        n_busy, in_use = max(slots) + 1, (max(positions) // CHUNK + 1) * CHUNK
+        next_slots = torch.tensor(slots, device=device)
+        ends = torch.zeros(n_busy, dtype=torch.int64, device=device)
+        ends[next_slots] = torch.tensor(positions, device=device)
+        unseen = torch.arange(in_use, device=device) > ends[:, None]  # (B, S)
+        bias = torch.zeros(unseen.shape, device=device).masked_fill_(unseen, -torch.inf)[:, None, None]
+        return _Round(slice(0), next_slots, n_busy, in_use, bias)
 
     def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """Attention (1, N, H·D) of q (1, N, H, D) to the slots, after k and v (1, N, K, D) are stored."""
@@ -156,11 +191,11 @@ class KVCache:
         for group in self._groups:
             seen = _attend_pieces(q[0][group.rows], keys, values, group)
             y[group.rows[group.is_real]] = seen[group.is_real]
-        if self._nexts.stop > self._nexts.start:
-            idle = q.new_zeros(self._n_busy, *q.shape[2:])
-            alone = idle.index_copy(0, self._next_slots, q[0, self._nexts])  # (B, H, D)
-            used = (slice(self._n_busy), slice(None), slice(self._in_use))
-            y[self._nexts] = _attend_one(alone, keys[used], values[used], self._bias)[self._next_slots]
+        for one in self._rounds:
+            idle = q.new_zeros(one.n_busy, *q.shape[2:])
+            alone = idle.index_copy(0, one.slots, q[0, one.rows])  # (B, H, D)
+            used = (slice(one.n_busy), slice(None), slice(one.in_use))
+            y[one.rows] = _attend_one(alone, keys[used], values[used], one.bias)[one.slots]
         return y.flatten(1)[None]
 
     def prefix(self, slot: int, start: int) -> tuple[Tensor, Tensor]:

@@ -97,6 +97,28 @@ def test_states_are_the_same_bits_in_any_company(cfg: ModelConfig, dtype: torch.
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("cfg", [BASE, replace(BASE, n_kv_heads=6), GPT2])
+@torch.inference_mode()
+def test_several_tokens_of_a_slot_in_one_pass_have_the_bits_of_passes_of_their_own(
+    cfg: ModelConfig, dtype: torch.dtype
+) -> None:
+    model, rows = packed(random_model(cfg), dtype), sequences()
+    cache = KVCache(model, len(rows), 200)
+    expected = [
+        alone(model, row, n, cache, slot)[1:] for slot, (row, n) in enumerate(zip(rows, LENGTHS, strict=True))
+    ]
+    for slot, (row, n) in enumerate(zip(rows, LENGTHS, strict=True)):  # the same positions with other tokens
+        cache.read(model, [], [Next(slot, at, 60 - row[at]) for at in range(n, n + N_DECODED)])
+    nexts = [
+        [Next(slot, at, row[at]) for at in range(n, n + 2 + slot % 3)]
+        for slot, (row, n) in enumerate(zip(rows, LENGTHS, strict=True))
+    ]
+    found = cache.read(model, [], [it for some in nexts for it in some])
+    for states, wanted in zip(found.split([len(some) for some in nexts]), expected, strict=True):
+        assert torch.equal(states, wanted[: len(states)])
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_rows_of_a_matrix_product_do_not_depend_on_how_many_there_are(dtype: torch.dtype) -> None:
     # What batch invariance rests on, measured here for the numbers of rows that a pass can have.
     generator = torch.Generator().manual_seed(0)
