@@ -34,7 +34,7 @@ class JsonGrammars:
         # A complete text ends with the end of a message, where there is such a token.
         self._end = tokenizer.special_ids.get("<|im_end|>", tokenizer.eos_id)
         self._tokens = llguidance.LLTokenizer(
-            tokenizer.tokenizer_json, n_vocab=tokenizer.vocab_size, eos_token=self._end
+            _unspellable(tokenizer), n_vocab=tokenizer.vocab_size, eos_token=self._end
         )
         self._is_text = torch.ones(tokenizer.vocab_size, dtype=torch.bool)
         self._is_text[[i for i in tokenizer.special_ids.values() if i != self._end]] = False
@@ -50,6 +50,21 @@ class JsonGrammars:
         if matcher.get_error():
             raise UserError(f"JSON schema: {matcher.get_error().splitlines()[0]}")
         return JsonConstraint(matcher, self._is_text, self._end)
+
+
+def _unspellable(tokenizer: "Tokenizer") -> str:
+    """tokenizer.json with names for the control tokens that no JSON contains.
+
+    Where a schema leaves one text only, llguidance allows one token only: of "<tool_call>" that would be the control
+    token, which a reply may not have, and the reply would end in the middle of its JSON.
+    """
+    spec: dict[str, Any] = json.loads(tokenizer.tokenizer_json)
+    names = {text: f"\0{token}" for text, token in tokenizer.special_ids.items()}
+    spec["model"]["vocab"] = {names.get(text, text): id_ for text, id_ in spec["model"]["vocab"].items()}
+    spec["post_processor"] = None  # it may name control tokens, and adds nothing to the text of a grammar
+    for token in spec["added_tokens"]:
+        token["content"] = names.get(token["content"], token["content"])
+    return json.dumps(spec)
 
 
 class JsonConstraint:
