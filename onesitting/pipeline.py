@@ -37,7 +37,7 @@ from onesitting.runlog import RunFolder, StageFolder, write_atomic
 from onesitting.stages.make import PipelineStage, StageInputs, make_stage
 from onesitting.stages.ppo import add_value_head
 from onesitting.stages.reward import with_score_head
-from onesitting.start import start_folder, with_start_model
+from onesitting.start import start_folder, stretched_as, with_start_model
 from onesitting.tokenizer.bpe import Tokenizer, train_tokenizer
 from onesitting.train import distributed
 from onesitting.train.budget import StepTarget
@@ -240,6 +240,7 @@ class Run:
         if source is not None:
             self.say(f"{name} · starting from {source}")
             model = load_model(source)
+            model.cfg = stretched_as(model.cfg, cfg.model)
         elif name in ("pretrain", "distill"):
             vocab_size = cfg.model.vocab_size or self.tokenizer.vocab_size
             model = Transformer(replace(cfg.model, vocab_size=vocab_size), seed=cfg.seed)

@@ -39,13 +39,18 @@ def with_start_model(cfg: RunConfig) -> RunConfig:
                 "set tokenizer.path to the tokenizer that this model was trained with"
             )
         tokenizer = replace(tokenizer, path=str(folder))
-    model = _stretched(model, cfg.model)
+    if cfg.lora.rank and stretched_as(model, cfg.model) != model:
+        raise UserError(
+            f"model.rope_factor = {cfg.model.rope_factor:g} with lora.rank = {cfg.lora.rank}: an adapter's folder "
+            "leaves the shape to the model under it; stretch that one first, or set lora.rank=0"
+        )
+    model = stretched_as(model, cfg.model)
     context_length = min(model.context_length, cfg.model.context_length)
     return replace(cfg, model=replace(model, context_length=context_length), tokenizer=tokenizer)
 
 
-def _stretched(model: ModelConfig, wanted: ModelConfig) -> ModelConfig:
-    """The model's shape, its context stretched where the run asks for it and the model is not so already.
+def stretched_as(model: ModelConfig, wanted: ModelConfig) -> ModelConfig:
+    """A model's shape, its context stretched where the run asks for it and the model is not so already.
 
     Raises UserError when the rows would not use what was asked for.
     """

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from onesitting.checkpoint import load_model, save_model
-from onesitting.config import ModelConfig, RunConfig, TokenizerConfig
+from onesitting.config import LoraConfig, ModelConfig, RunConfig, TokenizerConfig
 from onesitting.errors import UserError
 from onesitting.model.rope import stretched
 from onesitting.model.transformer import Transformer
@@ -95,10 +95,15 @@ def test_rope_factor_stretches_the_model_that_is_started_from(base: Path) -> Non
     cfg = with_start_model(config(base, model=longer))
     assert cfg.model == replace(SHAPE, rope_factor=4.0, rope_original=64, context_length=256)
     assert with_start_model(cfg) == cfg, "a run that goes on has what it began with"
+    run = Run(cfg, (), Ranks())
+    run.tokenizer = run.make_tokenizer()
+    assert run.initial_model("sft").cfg == cfg.model, "what is trained, and written, is the stretched one"
     shorter = with_start_model(config(base, model=replace(longer, context_length=128)))
     assert (shorter.model.context_length, shorter.model.rope_original) == (128, 64)
     with pytest.raises(UserError, match=r"rope_factor = 4, but rows have .* = 64 .*context_length=256"):
         with_start_model(config(base, model=replace(longer, context_length=64)))
+    with pytest.raises(UserError, match=r"lora\.rank = 2: an adapter's folder leaves the shape"):
+        with_start_model(config(base, model=longer, lora=LoraConfig(rank=2)))
 
 
 def test_a_stretched_model_keeps_its_stretch_in_shorter_rows(base: Path, tokenizer: Tokenizer) -> None:

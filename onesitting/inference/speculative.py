@@ -18,9 +18,9 @@ from onesitting.inference.sampling import Sampling, adjusted_logits, draw
 from onesitting.model.kv_cache import CHUNK, KVCache, Next, Piece
 from onesitting.model.transformer import Transformer
 
-DRAFT_TOKENS = 3
-"""Tokens guessed for each pass of the large model. With the last token they are four rows, and packed products of four
-rows take as long as of one (model/packed.py)."""
+DRAFT_TOKENS = 2
+"""Tokens guessed for each pass of the large model. With the last token they are three rows, for which packed products
+take little longer than for one (model/packed.py). Of 1, 2, 3, 4 and 7, two were best or near it (docs/log.md)."""
 
 PIECES = 16
 """Pieces of a prompt that are read in one pass."""
