@@ -16,6 +16,7 @@ from typing import Any, TypeVar
 import torch
 from rich.console import Console
 
+from onesitting import budgets
 from onesitting.budgets import parse_budget
 from onesitting.checkpoint import find_model_folder, load_model, save_adapter, save_model
 from onesitting.checks import check_config
@@ -46,9 +47,6 @@ from onesitting.train.limit import measure_matrix_limit
 from onesitting.train.loop import FitSettings, fit
 from onesitting.train.signals import Interrupted
 from onesitting.train.state import FitResult
-
-SUITE_GUESS = 0.04
-"""Share of the budget that one pass of the question suite may take, until one has been timed."""
 
 BASE_SUITE_FROM_S = 150
 """Smallest budget, in seconds, in which the suite is also asked before the last stage."""
@@ -305,7 +303,7 @@ class Run:
         if not self.has_suite:
             return 0.0
         timed = [s for phase, s in self.clock.phases.items() if phase.startswith("evaluate")]
-        return timed[-1] * 1.1 if timed else min(40.0, SUITE_GUESS * (self.clock.budget_s or 0.0))
+        return timed[-1] * 1.1 if timed else budgets.suite_seconds(self.clock.budget_s)
 
     def stage_tokens(self, name: str) -> int | None:
         """Tokens for one stage, where they are given: its own setting, else its share of `tokens=…`."""

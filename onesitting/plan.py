@@ -14,6 +14,7 @@ from pathlib import Path
 
 import torch
 
+from onesitting import budgets
 from onesitting.budgets import parse_budget
 from onesitting.checks import check_config
 from onesitting.clock import CLOSING_S
@@ -28,7 +29,6 @@ from onesitting.model.flops import (
     flops_per_token,
     training_memory_bytes,
 )
-from onesitting.pipeline import SUITE_GUESS
 from onesitting.plan_speed import measure_speed, predict_speed
 from onesitting.plan_text import show_plan
 from onesitting.runlog import RunFolder
@@ -44,7 +44,6 @@ TOKENIZER_BYTES_PER_S = 2.5e6
 PREPARE_BYTES_PER_S = 8.0e6
 WORLD_PAIR_BYTES = 1300.0  # both conversations of a pair, their prompt twice
 BYTES_PER_TOKEN = 3.5  # of English prose with a few thousand entries; a run's own is in tokens.json
-SUITE_MAX_S = 40.0  # one pass of the question suite, at most, until one has been timed
 COMPRESSION = {".gz": 3.0, ".zst": 3.0, ".parquet": 2.0}  # text bytes in a byte of such a file, about
 
 BASE_BYTES = 0.5e9  # Python, torch and the pages of the token files that are in use
@@ -230,8 +229,7 @@ def suite_seconds(cfg: RunConfig) -> float:
     suite = cfg.evaluation.suite
     if suite == "none" or (suite == "auto" and "world" not in (*cfg.data, *cfg.chat)):
         return 0.0
-    budget_s = parse_budget(cfg.budget).seconds
-    return min(SUITE_MAX_S, SUITE_GUESS * budget_s) if budget_s else SUITE_MAX_S
+    return budgets.suite_seconds(parse_budget(cfg.budget).seconds)
 
 
 def _stages(
