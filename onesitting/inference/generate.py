@@ -130,4 +130,6 @@ def _rows(
 def for_decoding(model: Transformer, dtype: torch.dtype | None) -> Transformer:
     """A copy of the model in the dtype of the computation and in the layout that decodes fastest."""
     model = getattr(model, "module", model)
+    if type(model) is not Transformer:  # FSDP makes a class of its own, whose models cannot be copied
+        return model
     return packed(model, dtype or compute_dtype(model.output_weight))
