@@ -24,11 +24,12 @@ Flat = dict[str, Any]
 
 
 def bundled_recipes() -> dict[str, str]:
-    """Name -> first comment line of each recipe in the package, the small models first."""
+    """Name -> first comment line of each recipe in the package: the demo, then the small models first."""
     folder = resources.files("onesitting") / "recipes"
     found: dict[str, str] = {}
     for file in sorted(
-        folder.iterdir(), key=lambda file: (file.name[0].isdigit(), len(file.name), file.name)
+        folder.iterdir(),
+        key=lambda file: (file.name != "demo.toml", file.name[0].isdigit(), len(file.name), file.name),
     ):
         if file.name.endswith(".toml"):
             first = file.read_text(encoding="utf-8").split("\n", 1)[0]

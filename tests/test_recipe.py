@@ -151,7 +151,7 @@ def test_recipe_that_is_no_text_is_refused_with_its_name(tmp_path: Path):
 
 
 def test_missing_recipe_names_what_there_is(tmp_path: Path):
-    with pytest.raises(UserError, match=r"no recipe 'dmo': give one of auto, demo, .*26m.*\.toml file"):
+    with pytest.raises(UserError, match=r"no recipe 'dmo': give one of demo, .*26m.*\.toml file"):
         load_recipe("dmo")
     with pytest.raises(UserError, match="it is not the folder of a run"):
         load_recipe(tmp_path)
