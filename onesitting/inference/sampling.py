@@ -11,6 +11,9 @@ from torch import Tensor
 
 from onesitting.errors import UserError
 
+TINY = 1e-10
+"""Smallest number that a setting counts as: float32 has no 1e-300, and dividing by its 0 would make every token NaN."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Sampling:
@@ -57,10 +60,10 @@ def adjusted_logits(logits: Tensor, sampling: Sampling, seen: Tensor | None = No
     arXiv:1904.09751; min-p, Nguyen et al. 2024, arXiv:2407.01082.
     """
     if sampling.repetition_penalty != 1.0 and seen is not None:
-        penalty = sampling.repetition_penalty
+        penalty = min(max(sampling.repetition_penalty, TINY), 1 / TINY)
         logits = torch.where(seen, torch.where(logits > 0, logits / penalty, logits * penalty), logits)
     if sampling.temperature not in (0.0, 1.0):
-        logits = logits / sampling.temperature
+        logits = logits / max(sampling.temperature, TINY)
     if 0 < sampling.top_k < logits.shape[1]:
         worst = logits.topk(sampling.top_k, dim=1).values[:, -1:]
         logits = logits.masked_fill(logits < worst, -torch.inf)
@@ -68,7 +71,7 @@ def adjusted_logits(logits: Tensor, sampling: Sampling, seen: Tensor | None = No
         ordered, index = logits.sort(dim=1, descending=True)
         probs = ordered.softmax(dim=1)
         # A token stays while the tokens before it have less than top_p; so the first always stays.
-        dropped = probs.cumsum(dim=1) - probs >= sampling.top_p
+        dropped = probs.cumsum(dim=1) - probs >= max(sampling.top_p, TINY)
         logits = logits.masked_fill(dropped.scatter(1, index, dropped), -torch.inf)
     if sampling.min_p > 0.0:
         # p < min_p · p_max, in logits.

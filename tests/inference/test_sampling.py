@@ -68,6 +68,26 @@ def test_token_of_probability_zero_is_never_drawn(uniform: float, top_k: int) ->
     assert adjusted_logits(logits(1, 12), sampling)[0, chosen].isfinite().all()
 
 
+@pytest.mark.parametrize(
+    "extreme",
+    [
+        {"temperature": 5e-324},
+        {"top_p": 1e-300},
+        {"min_p": 1.0},
+        {"repetition_penalty": 1e-300},
+        {"repetition_penalty": 1e300},
+        {"repetition_penalty": 1e-300, "temperature": 1e-300, "top_p": 1e-300, "min_p": 1e-300},
+    ],
+)
+def test_extreme_setting_never_takes_a_masked_token(extreme: dict[str, float]) -> None:
+    """Numbers that float32 rounds to 0 made all logits NaN, and the last token of the vocabulary was written."""
+    logits = torch.tensor([[-3.0, 12.0, 80.0, -torch.inf, -torch.inf]])
+    seen = torch.tensor([[True, True, False, False, True]])
+    for uniform in (0.0, 0.5, 0.999):
+        [token] = choose(logits, Sampling(**extreme), [uniform], seen).tolist()  # pyright: ignore[reportArgumentType]
+        assert token <= 2
+
+
 def test_temperature_zero_takes_the_most_likely() -> None:
     assert choose(logits(), Sampling(temperature=0.0), []).tolist() == logits().argmax(-1).tolist()
 
