@@ -24,10 +24,10 @@ TEXT = 'The cat sat on the mat. {"name": "Ann", "age": 7} What is 2 + 3? naïve 
 CONTEXT = 512
 
 
-def random_model(tokenizer: Tokenizer, seed: int = 3) -> Transformer:
+def random_model(tokenizer: Tokenizer, seed: int = 3, context: int = CONTEXT) -> Transformer:
     cfg = ModelConfig(
         n_layers=2, d_model=48, n_heads=4, n_kv_heads=2, head_dim=12, d_ff=64,
-        vocab_size=tokenizer.vocab_size, context_length=CONTEXT,
+        vocab_size=tokenizer.vocab_size, context_length=context,
     )  # fmt: skip
     model = Transformer(cfg).eval()
     generator = torch.Generator().manual_seed(seed)
@@ -62,6 +62,7 @@ def running(
     *,
     n_slots: int = 8,
     max_waiting: int = 64,
+    context: int = CONTEXT,
     keys: Keys | None = None,
     limits: Limits | None = None,
     **more: object,
@@ -73,7 +74,9 @@ def running(
         engine=EngineSettings(n_slots=n_slots, max_waiting=max_waiting),
     )
     models = {
-        name: serve_model(name, random_model(tokenizer, seed), tokenizer, settings, {"temperature": 0.9})
+        name: serve_model(
+            name, random_model(tokenizer, seed, context), tokenizer, settings, {"temperature": 0.9}
+        )
         for seed, name in ((3, "tiny"), (4, "other"))
     }
     service = Service(
