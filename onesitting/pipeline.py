@@ -50,6 +50,7 @@ from onesitting.train.state import FitResult
 
 BASE_SUITE_FROM_S = 150
 """Smallest budget, in seconds, in which the suite is also asked before the last stage."""
+LEAST_SHARE = 0.05  # of the budget, for a later stage that others left too little for
 
 T = TypeVar("T")
 
@@ -291,12 +292,14 @@ class Run:
             owned = [budget.seconds for s in later if (budget := own_budget(self.cfg, s)) is not None]
             shares = {s: stage_config(self.cfg, s).share for s in later if own_budget(self.cfg, s) is None}
             seconds = (left - sum(s or 0.0 for s in owned)) * shares[name] / sum(shares.values())
-        if seconds < 1:
-            raise UserError(
-                f"budget = {self.cfg.budget!r}: {self.clock.used_s:.0f} s were used before {name} and nothing is left "
-                "to train in; give a larger budget"
-            )
-        return seconds
+        # The first stage needs time; a later one is not given up because the machine stalled before it.
+        least = 1.0 if name == self.stages[0] else max(1.0, LEAST_SHARE * (self.clock.budget_s or 0.0))
+        if seconds < least:
+            used = f"budget = {self.cfg.budget!r}: {self.clock.used_s:.0f} s were used before {name}"
+            if name == self.stages[0]:
+                raise UserError(f"{used} and nothing is left to train in; give a larger budget")
+            self.say(f"{used}, more than planned: it gets {least:.0f} s all the same, and the run ends late")
+        return max(seconds, least)
 
     def suite_seconds(self) -> float:
         """Expected seconds of one pass of the question suite: as the last one took, else a guess."""

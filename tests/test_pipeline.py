@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -55,6 +56,20 @@ def test_the_same_command_again_trains_nothing(place: Path) -> None:
     assert again.returncode == 0, again.stderr
     assert "done before" in again.stdout
     assert (place / "runs/tiny/sft/metrics.jsonl").read_bytes() == before
+
+
+def test_a_stage_is_not_given_up_because_the_one_before_it_stalled(place: Path, tmp_path: Path) -> None:
+    argv = ("run", *TINY, "--corpus.cache", str(place / "cache"), "--budget", "12s")
+    assert command(*argv, cwd=tmp_path).returncode == 0
+    run = tmp_path / "runs" / "tiny"
+    shutil.rmtree(run / "sft")
+    timing = json.loads((run / "timing.json").read_text())
+    timing["phases"].append({"phase": "pretrain", "seconds": 60.0})
+    (run / "timing.json").write_text(json.dumps(timing))
+    late = command(*argv, cwd=tmp_path)
+    assert late.returncode == 0, late.stdout + late.stderr
+    assert "the run ends late" in late.stdout
+    assert (run / "sft/model/model.safetensors").is_file()
 
 
 def test_other_settings_for_the_same_folder_are_refused_with_the_difference(place: Path) -> None:
