@@ -117,8 +117,10 @@ class ModelConfig:
 class OptimConfig:
     """Muon for the matrices of the blocks, AdamW for everything else."""
 
+    matrices: Literal["muon", "adamw"] = "muon"
+    """Rule for the matrices inside blocks; adamw is there to compare with, at a matrix_lr near 0.002."""
     matrix_lr: float = 0.02
-    """Muon's peak learning rate for matrices inside blocks."""
+    """Peak learning rate for matrices inside blocks."""
     embed_lr: float = 0.02
     """AdamW's peak learning rate for the token embedding."""
     head_lr: float = 0.004

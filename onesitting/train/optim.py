@@ -3,7 +3,7 @@
 Muon moves a matrix along the nearest orthogonal matrix of its momentum: every direction of the gradient gets
 the same length, where gradient descent would follow the few strongest (Jordan et al. 2024,
 https://kellerjordan.github.io/posts/muon). Embedding, output matrix, norms, biases and positions have no such
-geometry and take AdamW (Loshchilov & Hutter 2019, arXiv:1711.05101).
+geometry and take AdamW (Loshchilov & Hutter 2019, arXiv:1711.05101); so do the matrices when `optim.matrices` says so.
 
 All matrices of one shape are orthogonalised together, in one batched product; a tall matrix joins the wide ones
 of its transposed shape, and a tensor of experts (E, R, C) is E matrices, each orthogonalised by itself. A gradient
@@ -127,6 +127,7 @@ class AdamGroup:
     """Parameters with one AdamW learning rate."""
 
     lr: float
+    weight_decay: float = 0.0
     names: list[str] = field(default_factory=list)
     params: list[nn.Parameter] = field(default_factory=list)
     exp_avg: list[Tensor] = field(default_factory=list)
@@ -165,6 +166,7 @@ class MuonAdamW:
         self.n_steps = 0
         self.matrices: dict[tuple[int, int], MatrixGroup] = {}
         self.others = {
+            "matrix": AdamGroup(cfg.matrix_lr, cfg.weight_decay),
             "embed": AdamGroup(cfg.embed_lr),
             "head": AdamGroup(cfg.head_lr),
             "scalar": AdamGroup(cfg.scalar_lr),
@@ -179,7 +181,7 @@ class MuonAdamW:
     def _add(self, name: str, parameter: nn.Parameter) -> None:
         which = role(name, parameter)
         zeros = torch.zeros_like(local(parameter), memory_format=torch.contiguous_format)
-        if which == "matrix":
+        if which == "matrix" and self.cfg.matrices == "muon":
             rows, columns = parameter.shape[-2:]
             key = (min(rows, columns), max(rows, columns))
             group = self.matrices.setdefault(key, MatrixGroup())
@@ -257,7 +259,7 @@ class MuonAdamW:
         adamw(
             [local(p) for p in group.params], gradients(group.params),
             group.exp_avg, group.exp_avg_sq, [], group.steps,
-            fused=True, amsgrad=False, maximize=False, lr=lr, weight_decay=0.0, eps=ADAM_EPS,
+            fused=True, amsgrad=False, maximize=False, lr=lr, weight_decay=group.weight_decay, eps=ADAM_EPS,
             beta1=self.cfg.adam_beta1, beta2=self.cfg.adam_beta2,
         )  # fmt: skip
 

@@ -120,20 +120,23 @@ def test_tall_and_wide_matrices_move_alike_but_for_the_rate_scale():
 # ---- AdamW ---------------------------------------------------------------------------------------------------
 
 
-def test_everything_else_moves_as_pytorchs_adamw_moves_it():
+@pytest.mark.parametrize("matrices", ["muon", "adamw"])
+def test_everything_else_and_matrices_on_request_move_as_pytorchs_adamw_moves_them(matrices):
     model = Transformer(
         ModelConfig(**{**vars(SHAPE), "tie_embeddings": False, "positions": "learned", "norm": "layer", "bias": True,
                        "mlp": "gelu", "qk_norm": False})
     )  # fmt: skip
-    cfg = OptimConfig()
+    cfg = OptimConfig(matrices=matrices, weight_decay=0.1)
     optimizer = build_optimizer(model, cfg, torch.float32)
     named = dict(model.named_parameters())
-    rates = {"embed": cfg.embed_lr, "head": cfg.head_lr, "scalar": cfg.scalar_lr}
+    rates = {"embed": cfg.embed_lr, "head": cfg.head_lr, "scalar": cfg.scalar_lr, "matrix": cfg.matrix_lr}
     copies, groups = {}, []
     for name, parameter in named.items():
-        if role(name, parameter) != "matrix":
+        which = role(name, parameter)
+        if which != "matrix" or matrices == "adamw":
             copies[name] = nn.Parameter(parameter.detach().clone())
-            groups.append({"params": [copies[name]], "lr": rates[role(name, parameter)] * 0.5})
+            decay = 0.1 if which == "matrix" else 0.0
+            groups.append({"params": [copies[name]], "lr": rates[which] * 0.5, "weight_decay": decay})
     assert {role(name, p) for name, p in named.items()} == {"matrix", "embed", "head", "scalar"}
     assert role("model.embed_positions.weight", named["model.embed_positions.weight"]) == "scalar"
     reference = torch.optim.AdamW(groups, betas=(0.9, 0.95), eps=ADAM_EPS, weight_decay=0.0, foreach=False)
