@@ -131,7 +131,7 @@ def test_run_is_named_after_its_recipe(tmp_path: Path):
         ("[model]\nbias = 'true'\n", "line 2: model.bias = 'true': true or false expected"),
         ("[optim]\nmatrix_lr = nan\n", "line 2: optim.matrix_lr = nan: a number expected"),
         ("stages = ['pretrain', 'dpo2']\n", "line 1: stages = 'dpo2': one of pretrain, sft"),
-        ("optim = 3\n", "line 1: 'optim' is a section, not a setting; its settings are optim.matrix_lr"),
+        ("optim = 3\n", "line 1: 'optim' is a section, not a setting; its settings are optim.matrices"),
         ("seed = \n", "not valid TOML: Invalid value (at line 1"),
     ],
 )
@@ -219,7 +219,7 @@ def test_written_config_explains_every_setting(tmp_path: Path):
     write_config(RunConfig(), tmp_path / "config.toml")
     text = (tmp_path / "config.toml").read_text(encoding="utf-8")
     tomllib.loads(text)
-    assert "matrix_lr = 0.02  # Muon's peak learning rate" in text
+    assert "matrix_lr = 0.02  # Peak learning rate for matrices" in text
 
 
 @pytest.mark.parametrize(
