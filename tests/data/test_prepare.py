@@ -4,6 +4,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,10 +23,14 @@ from onesitting.tokenizer.chat import render
 TEXTS = [story(i, 3 + i % 9) for i in range(400)]
 
 
-def write_jsonl(path: Path, texts: list[str]) -> Path:
+def write_records(path: Path, field: str, items: Sequence[Any]) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text("".join(json.dumps({"text": t}) + "\n" for t in texts), encoding="utf-8")
+    path.write_text("".join(json.dumps({field: item}) + "\n" for item in items), encoding="utf-8")
     return path
+
+
+def write_jsonl(path: Path, texts: list[str]) -> Path:
+    return write_records(path, "text", texts)
 
 
 def prepare(tmp_path: Path, tokenizer: Tokenizer, *specs: Path, progress: Any = None, **settings: Any):
@@ -109,7 +114,7 @@ def test_separate_validation_files_are_the_split_and_are_not_trained_on(tmp_path
     assert documents_of(folder.val, tokenizer) == TEXTS[90:120]
 
 
-def test_processes_write_the_same_files_as_one(
+def test_threads_write_the_same_files_as_one(
     tmp_path: Path, tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.setattr(encode, "CHUNK_CHARACTERS", 10_000)
@@ -123,31 +128,52 @@ def test_processes_write_the_same_files_as_one(
     assert file_bytes(one.path) == file_bytes(two.path)
 
 
+def dialogues(n: int) -> list[list[dict[str, str]]]:
+    return [
+        [{"role": "user", "content": f"Story {i}?"}, {"role": "assistant", "content": story(i, 40)}]
+        for i in range(n)
+    ]
+
+
+def test_processes_write_the_same_conversations_as_one(
+    tmp_path: Path, tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(encode, "CHUNK_CHARACTERS", 10_000)
+    path = write_records(tmp_path / "x.jsonl", "messages", dialogues(100))
+    written: list[dict[str, bytes]] = []
+    for workers in (1, 2):
+        corpus = CorpusConfig(cache=str(tmp_path / f"cache{workers}"), workers=workers, val_fraction=0.1)
+        folder = prepare_conversations((str(path),), tokenizer, corpus, tmp_path / str(workers), 0)
+        written.append(file_bytes(folder.path))
+    assert written[0] == written[1]
+
+
 SCRIPT = """
 import sys
 from pathlib import Path
 from onesitting.config import CorpusConfig
 from onesitting.data import encode
-from onesitting.data.prepare import prepare_documents
+from onesitting.data.prepare import prepare_conversations, prepare_documents
 from onesitting.tokenizer.bpe import Tokenizer
 encode.CHUNK_CHARACTERS = 5_000
 tmp, workers = Path(sys.argv[1]), int(sys.argv[2])
 corpus = CorpusConfig(cache=str(tmp / "cache"), workers=workers, val_fraction=0.1)
+prepare = prepare_documents if sys.argv[3] == "text" else prepare_conversations
 def main():
-    prepare_documents((str(tmp / "x.jsonl"),), Tokenizer.load(tmp / "tokenizer"), corpus, tmp / "out", 0)
+    prepare((str(tmp / "x.jsonl"),), Tokenizer.load(tmp / "tokenizer"), corpus, tmp / "out", 0)
     assert "torch" not in sys.modules
 """
 GUARDED = SCRIPT + "if __name__ == '__main__':\n    main()\n"
 
 
 def start(
-    tmp_path: Path, tokenizer: Tokenizer, script: str, workers: int, texts: list[str]
+    tmp_path: Path, tokenizer: Tokenizer, script: str, workers: int, items: Sequence[Any], field: str = "text"
 ) -> subprocess.Popen[str]:
-    write_jsonl(tmp_path / "x.jsonl", texts)
+    write_records(tmp_path / "x.jsonl", field, items)
     tokenizer.save(tmp_path / "tokenizer")
     (tmp_path / "script.py").write_text(script)
     environment = {**os.environ, "PYTHONPATH": str(Path(encode.__file__).parents[2])}
-    command = [sys.executable, str(tmp_path / "script.py"), str(tmp_path), str(workers)]
+    command = [sys.executable, str(tmp_path / "script.py"), str(tmp_path), str(workers), field]
     return subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True)
 
 
@@ -186,7 +212,7 @@ def test_a_killed_preparation_goes_on_and_gives_the_same_files(
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 def test_workers_end_when_the_process_that_started_them_is_killed(tmp_path: Path, tokenizer: Tokenizer):
-    process = start(tmp_path, tokenizer, GUARDED, 2, [story(i, 40) for i in range(4000)])
+    process = start(tmp_path, tokenizer, GUARDED, 2, dialogues(4000), "messages")
     wait_for_parts(tmp_path, process, 2)
     children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
     os.kill(process.pid, signal.SIGKILL)
@@ -206,7 +232,7 @@ def is_alive(pid: str) -> bool:
 
 
 def test_a_script_without_a_main_guard_is_prepared_in_one_process(tmp_path: Path, tokenizer: Tokenizer):
-    process = start(tmp_path, tokenizer, SCRIPT + "main()\n", 2, TEXTS)
+    process = start(tmp_path, tokenizer, SCRIPT + "main()\n", 2, dialogues(50), "messages")
     process.communicate(timeout=60)
     assert process.returncode == 0
     assert (tmp_path / "out" / POINTER_FILE).exists()
