@@ -186,10 +186,9 @@ def _serve(argv: list[str]) -> None:
     serve(options)
 
 
-def _distill_data(argv: list[str]) -> None:
-    from onesitting.distill_data import main
-
-    main(argv)
+def _from(module: str, name: str = "main") -> Callable[[list[str]], None]:
+    """A function of a module of ours, imported when it is called."""
+    return lambda argv: getattr(import_module(f"onesitting.{module}"), name)(argv)
 
 
 def _report(argv: list[str]) -> None:
@@ -205,12 +204,6 @@ def _report(argv: list[str]) -> None:
 
     write_report(folder)
     print_report(folder)
-
-
-def _bench(argv: list[str]) -> None:
-    from onesitting.bench.commands import run_bench
-
-    run_bench(argv)
 
 
 def _merge(argv: list[str]) -> None:
@@ -293,11 +286,16 @@ COMMANDS: dict[str, Command] = {
         "RECIPE", "Train a student on a teacher's distributions.", lambda argv: _train("distill", argv)
     ),
     "distill-data": Command(
-        "--teacher … --out FILE", "Let a teacher write conversations to train on.", _distill_data
+        "--teacher … --out FILE", "Let a teacher write conversations to train on.", _from("distill_data")
     ),
+    "pairs": Command("RUN --out FILE", "Make preferences from a model's own attempts.", _from("own_pairs")),
     "ppo": Command("RUN", "Reinforce with a value head.", lambda argv: _train("ppo", argv)),
     "evaluate": Command("RECIPE", "Measure a run's models again.", lambda argv: _train("evaluate", argv)),
-    "bench": Command("WHAT …", "Measure this machine, training, decoding and preparing.", _bench),
+    "bench": Command(
+        "WHAT …",
+        "Measure this machine, training, decoding and preparing.",
+        _from("bench.commands", "run_bench"),
+    ),
     "export": Command(
         "RUN --to TARGET", "Write a model for other software: hf, gguf, onnx, docker, …", _export
     ),

@@ -45,8 +45,8 @@ def total_seconds(cfg: RunConfig) -> float | None:
 
 
 def n_passes(stages: Sequence[str]) -> float:
-    """Evaluations of these stages, in passes of the suite: dpo's comparison is 0.4 of one, a reward model has none."""
-    return sum({"dpo": 1.4, "reward": 0.0}.get(stage, 1.0) for stage in stages)
+    """Evaluations of these stages, in passes of the suite: dpo's comparison is 0.8 of one, a reward model has none."""
+    return sum({"dpo": 1.8, "reward": 0.0}.get(stage, 1.0) for stage in stages)
 
 
 def with_stage(cfg: RunConfig, only: tuple[str, ...]) -> RunConfig:

@@ -60,7 +60,7 @@ def test_one_command_goes_from_text_through_preferences_to_the_report(place: Pat
     assert {"preference_accuracy", "ranking_accuracy", "reward_margin"} <= evaluation.keys()
     compared = json.loads((run / "dpo/preferences.json").read_text())
     assert compared["ranking_accuracy"]["before"]["n"] == compared["ranking_accuracy"]["after"]["n"] > 0
-    assert compared["win_rate"]["after"]["n"] == 2
+    assert compared["win_rate"]["after"]["n"] == 3 * 2
     report = (run / "report.md").read_text()
     assert "## Preferences: dpo" in report
     assert "after dpo" in report

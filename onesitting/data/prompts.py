@@ -2,7 +2,7 @@
 
 A record of a file is one of
     {"question": "…", "answer": "… #### 72"}                      as GSM8K has it; the number behind #### is right
-    {"messages": […], "reference": {…}, "scorer": "…", "tools": […]}   tools may be missing
+    {"messages": […], "reference": {…}, "scorer": "…", "tools": […], "oracle": "…"}   the last two may be missing
 `Prompts.get` is a function of (split, index) alone: which prompts a step reads needs no state.
 """
 
@@ -35,6 +35,8 @@ class Prompt:
     scorer: str
     """Name in the world's SCORERS."""
     reference: JSON = field(default_factory=dict[str, Any])
+    oracle: JSON | None = None
+    """A right reply that somebody wrote; None where none is known, or it takes several turns."""
 
 
 @dataclass(frozen=True)
@@ -47,7 +49,8 @@ class WorldPrompts:
     def get(self, split: Split, index: int) -> Prompt:
         """Prompt number `index` of a split."""
         found = world_prompt(self.world, split, index, self.task)
-        return Prompt(**{name: found[name] for name in ("messages", "tools", "scorer", "reference")})
+        values = {name: found[name] for name in ("messages", "tools", "scorer", "reference")}
+        return Prompt(**values, oracle=found["oracle"] if isinstance(found["oracle"], dict) else None)
 
 
 @dataclass(frozen=True)
@@ -131,7 +134,8 @@ def prompt_of(record: Any) -> Prompt:
         if not answer:
             raise ValueError("a question without an answer")
         message = {"role": "user", "content": values["question"]}
-        return Prompt(messages=[message], scorer="number", reference={"answer": answer})
+        oracle = {"role": "assistant", "content": str(values["answer"])}
+        return Prompt(messages=[message], scorer="number", reference={"answer": answer}, oracle=oracle)
     messages, reference = values.get("messages"), values.get("reference")
     if not isinstance(messages, list) or not messages:
         raise ValueError("neither `question` and `answer` nor `messages`")
@@ -143,4 +147,11 @@ def prompt_of(record: Any) -> Prompt:
         reference = {name: [reference] if scorer == "answer" else reference}
     if not isinstance(reference, dict):
         raise ValueError("`reference` is neither text nor an object")
-    return Prompt(messages=messages, tools=values.get("tools"), scorer=scorer, reference=reference)
+    oracle = values.get("oracle")
+    if isinstance(oracle, str):
+        oracle = {"role": "assistant", "content": oracle}
+    if oracle is not None and not isinstance(oracle, dict):
+        raise ValueError("`oracle` is neither text nor a message")
+    return Prompt(
+        messages=messages, tools=values.get("tools"), scorer=scorer, reference=reference, oracle=oracle
+    )

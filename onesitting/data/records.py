@@ -167,7 +167,12 @@ def _content(message: Mapping[str, Any]) -> str:
 
 
 def _call(call: Any) -> Record:
-    """A tool call with its arguments as a dict. Raises RecordError."""
+    """A tool call with its arguments as a dict, or one that cannot be read as it was written. Raises RecordError.
+
+    The second is how a model's own reply is kept that is rejected for just that (own_pairs.py).
+    """
+    if isinstance(call, Mapping) and call.get("type") == "invalid" and isinstance(call.get("text"), str):
+        return {"type": "invalid", "text": call["text"]}
     function = call.get("function", call) if isinstance(call, Mapping) else None
     if not isinstance(function, Mapping) or not isinstance(function.get("name"), str):
         raise RecordError("tool call without a name")

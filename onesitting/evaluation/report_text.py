@@ -29,6 +29,7 @@ PREFERENCE_NAMES = {
     "ranking_accuracy_per_token": "Ranks pairs right, per token",
     "right_replies": "Right replies",
     "win_rate": "Win rate against the model before",
+    "decided_win_rate": "Wins where only one of the two is right",
 }
 CARD_ROWS = ("", "tokens", "time", "tokens a second", "share of the machine's limit", "bits per byte")
 Table = list[list[str]]

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 Mode = Literal["chat", "base"]
 N_EXAMPLES = 4  # a task; right and wrong ones, enough to see what a model does
-_Z95 = 1.959964  # two-sided 95 % quantile of the normal distribution
+Z95 = 1.959964  # two-sided 95 % quantile of the normal distribution
 
 
 @dataclass(frozen=True)
@@ -207,9 +207,9 @@ def wilson_interval(correct: int, n: int) -> tuple[float, float]:
     """
     if n == 0:
         return 0.0, 1.0
-    p, z2 = correct / n, _Z95**2
+    p, z2 = correct / n, Z95**2
     centre = (p + z2 / (2 * n)) / (1 + z2 / n)
-    half = _Z95 * math.sqrt(p * (1 - p) / n + z2 / (4 * n * n)) / (1 + z2 / n)
+    half = Z95 * math.sqrt(p * (1 - p) / n + z2 / (4 * n * n)) / (1 + z2 / n)
     # Where all or none are right the end is exact; rounding may leave it a hair outside.
     return (0.0 if correct == 0 else centre - half), (1.0 if correct == n else centre + half)
 
