@@ -18,7 +18,7 @@ gradient of 4096 tokens, d = 192, V = 4096: 136 ms in such chunks, 214 ms as one
 
 CHUNKS_OF_A_GROUP, LARGE_MATRIX = 16, 2**21
 """32 MB of logits' gradients in bf16, for output matrices of 2 million numbers and more. Measured as above, 2048
-tokens, d = 512, V = 6400: 268 -> 235 ms; with d = 256, V = 4096, where a group costs more than it saves: 177 -> 185 ms."""
+tokens, d = 512, V = 6400: 268 -> 235 ms; with d = 256, V = 4096 a group costs more than it saves: 177 -> 185 ms."""
 
 DEVICE_CHUNK_LOGITS = 2**26
 """Logits held at once on other devices: 256 MB of float32, enough to keep one busy."""
