@@ -1,5 +1,9 @@
 """The device matrix: machines that are not here, as tables; and what the plan does on this one."""
 
+import os
+import platform
+import subprocess
+import sys
 from contextlib import nullcontext
 from dataclasses import replace
 from types import SimpleNamespace
@@ -265,3 +269,27 @@ def test_a_failing_compiler_leaves_the_model_eager_and_says_why(monkeypatch):
     model = nn.Linear(2, 2)
     assert compile_model(model, plan) == "torch.compile failed here: linker not found"
     assert model(torch.zeros(1, 2)).shape == (1, 2)
+
+
+FAULTS = """
+import resource, sys, torch
+from onesitting.train.device import keep_freed_memory
+if sys.argv[1] == "keep":
+    assert keep_freed_memory()
+for n in range(40):
+    if n == 20:
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    tensors = torch.ones(2**24)
+    del tensors  # 64 MB: its memory goes back to the system at once
+print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="another C library's malloc")
+def test_freed_memory_is_used_again_without_asking_the_system():
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    faults = {
+        how: int(subprocess.check_output([sys.executable, "-c", FAULTS, how], env=environment, text=True))
+        for how in ("keep", "return")
+    }
+    assert faults["keep"] < 1000 < 10_000 < faults["return"]  # 20 times 16384 pages
