@@ -1,12 +1,13 @@
 """Text from prompts: many together, or one as a stream."""
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from collections.abc import Set as AbstractSet
 from typing import TYPE_CHECKING
 
 import torch
 
-from onesitting.inference.batch import Batch
+from onesitting.inference.batch import Batch, PrefixCache
 from onesitting.inference.row import Completion, Row, RowSettings, Thought
 from onesitting.inference.sampling import Sampling
 from onesitting.inference.speculative import Pair
@@ -22,6 +23,9 @@ BATCH_ROWS = 64
 
 PREFILL_TOKENS = 4096
 """Tokens of prompts read in one forward pass, over all rows; bounds its memory."""
+
+PREFIX_BYTES = 256 * 2**20
+"""Memory for the beginnings of prompts that come more than once, as in the groups of reinforcement learning."""
 
 
 def generate(
@@ -58,8 +62,12 @@ def generate(
                     pair.step()
         elif waiting:
             longest = max(len(row.prompt) + row.limit for row in waiting)
-            batch = Batch(model, min(BATCH_ROWS, len(waiting)), longest, PREFILL_TOKENS)
-            waiting.reverse()
+            rounds = _occurrences(waiting)
+            prefixes = PrefixCache(PREFIX_BYTES) if any(rounds) else None
+            batch = Batch(model, min(BATCH_ROWS, len(waiting)), longest, PREFILL_TOKENS, prefixes)
+            # The second copies of a prompt come after all the first ones, which have read it for them by then.
+            order = sorted(range(len(waiting)), key=lambda i: (rounds[i], i), reverse=True)
+            waiting = [waiting[i] for i in order]
             while waiting or batch.rows:
                 while waiting and batch.n_free:
                     batch.add(waiting.pop())
@@ -99,6 +107,17 @@ def stream(
         with torch.inference_mode():
             writer.step()
         yield from filter(None, row.pieces[n_before:])
+
+
+def _occurrences(rows: Sequence[Row]) -> list[int]:
+    """How often the prompt of each row stands before it."""
+    seen: Counter[tuple[int, ...]] = Counter()
+    found: list[int] = []
+    for row in rows:
+        key = tuple(row.prompt)
+        found.append(seen[key])
+        seen[key] += 1
+    return found
 
 
 def _rows(

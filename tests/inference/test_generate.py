@@ -8,6 +8,7 @@ import torch
 
 from onesitting.config import ModelConfig
 from onesitting.inference import generate as generation
+from onesitting.inference.batch import PrefixCache
 from onesitting.inference.generate import generate, stream
 from onesitting.inference.sampling import Sampling
 from onesitting.model.transformer import Transformer
@@ -90,6 +91,29 @@ def test_sampled_row_does_not_depend_on_the_batch_it_is_in(
     assert generate(model, tokenizer, prompts[:1], sampling) == together[:1]
     assert together[0] != together[6]  # the same prompt in another row is another sample
     assert generate(model, tokenizer, prompts, replace(sampling, seed=9)) != together
+
+
+def test_a_prompt_that_comes_again_is_read_once_and_writes_the_same(
+    model: Transformer, tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    longer = Transformer(replace(model.cfg, context_length=256))
+    longer.load_state_dict(model.state_dict())
+    first, second = tokenizer.encode(CORPUS[0] * 40)[:150], tokenizer.encode(CORPUS[1] * 40)[:140]
+    prompts, sampling = [first, first, first, second, second], Sampling(seed=4, max_tokens=9)
+    alone = [generate(longer, tokenizer, [ids], sampling, indices=[i])[0] for i, ids in enumerate(prompts)]
+    caches: list[PrefixCache] = []
+
+    class Watched(PrefixCache):
+        def __init__(self, max_bytes: int) -> None:
+            super().__init__(max_bytes)
+            caches.append(self)
+
+    monkeypatch.setattr(generation, "PrefixCache", Watched)
+    monkeypatch.setattr(generation, "BATCH_ROWS", 2)
+    assert generate(longer, tokenizer, prompts, sampling) == alone
+    assert [cache.n_hit_tokens for cache in caches] == [3 * 2 * 64], "two pieces of 64 in each further copy"
+    assert generate(longer, tokenizer, [first, second], sampling)[0] == alone[0]
+    assert len(caches) == 1, "nothing is kept where nothing comes again"
 
 
 @pytest.mark.parametrize("sampling", SETTINGS)
