@@ -16,9 +16,9 @@ CHUNK_LOGITS = 2**20
 """Logits held at once on a CPU: 4 MB of float32 stay in its cache. Measured on one AVX-512 core in bf16, loss and
 gradient of 4096 tokens, d = 192, V = 4096: 136 ms in such chunks, 214 ms as one, 274 ms by autograd."""
 
-CHUNKS_OF_A_GROUP, LARGE_MATRIX = 16, 2**21
-"""32 MB of logits' gradients in bf16, for output matrices of 2 million numbers and more. Measured as above, 2048
-tokens, d = 512, V = 6400: 268 -> 235 ms; with d = 256, V = 4096 a group costs more than it saves: 177 -> 185 ms."""
+CHUNKS_OF_A_GROUP = 16
+"""Chunks whose logits' gradients (32 MB of bf16) go into one product for the output matrix's gradient, which is then
+written once. Measured as above, 4096 tokens, d = 256, V = 4096: 181 -> 169 ms; 2048, d = 512, V = 6400: 270 -> 241."""
 
 DEVICE_CHUNK_LOGITS = 2**26
 """Logits held at once on other devices: 256 MB of float32, enough to keep one busy."""
@@ -86,13 +86,8 @@ def _chunked_loss(h: Tensor, weight: Tensor, target: Tensor, d_logits: Tensor | 
 
 
 def group_rows(weight: Tensor) -> int:
-    """Tokens whose logits' gradients are held at once, in the compute dtype: chunks of them share the large products.
-
-    A CPU then writes the gradient of a large output matrix once for many chunks; a small one stays in its cache, and
-    the gradients of a chunk's logits had better stay there too. Elsewhere a chunk is large enough by itself.
-    """
-    is_large = weight.device.type == "cpu" and weight.numel() >= LARGE_MATRIX
-    return chunk_rows(weight) * (CHUNKS_OF_A_GROUP if is_large else 1)
+    """Tokens whose logits' gradients are held at once, in the compute dtype; off a CPU a chunk is large enough."""
+    return chunk_rows(weight) * (CHUNKS_OF_A_GROUP if weight.device.type == "cpu" else 1)
 
 
 def chunk_rows(weight: Tensor) -> int:

@@ -21,13 +21,16 @@ def example(n: int = 200, d: int = 24, v: int = 130) -> tuple[Tensor, Tensor, Te
 @pytest.mark.parametrize(
     ("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.bfloat16, 1e-2), (torch.float16, 2e-3)]
 )
-@pytest.mark.parametrize(("chunk_logits", "large"), [(1, 2**21), (1, 1), (2**20, 2**21)])
+@pytest.mark.parametrize(("chunk_logits", "chunks_of_a_group"), [(1, 1), (1, 2), (1, 16), (2**20, 16)])
 def test_loss_and_gradients_equal_float64_ones(
-    dtype: torch.dtype, tolerance: float, chunk_logits: int, large: int, monkeypatch: pytest.MonkeyPatch
+    dtype: torch.dtype,
+    tolerance: float,
+    chunk_logits: int,
+    chunks_of_a_group: int,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(logprobs, "CHUNK_LOGITS", chunk_logits)  # 1: three chunks
-    monkeypatch.setattr(logprobs, "LARGE_MATRIX", large)  # 1: two groups of them
-    monkeypatch.setattr(logprobs, "CHUNKS_OF_A_GROUP", 2)
+    monkeypatch.setattr(logprobs, "CHUNKS_OF_A_GROUP", chunks_of_a_group)
     hidden, weight, targets = example()
     hidden, weight = hidden.to(dtype), weight.to(dtype)
     exact = [t.double().requires_grad_() for t in (hidden, weight)]
