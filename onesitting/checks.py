@@ -81,6 +81,8 @@ _RANGES: tuple[tuple[str, float, float], ...] = (
     ("sft.warmup_steps", 0, _INF),
     ("sft.decay_fraction", 0, 1),
     ("sft.final_lr", 0, 1),
+    ("replay.fraction", 0, 0.95),
+    ("replay.chat_fraction", 0, 1),
     *(
         (f"{stage}.{name}", smallest, largest)
         for stage in ("dpo", "reward", "distill")
@@ -280,6 +282,11 @@ def _check_data(cfg: RunConfig) -> None:
         raise UserError("distill.teacher is empty: name a run, one of its stages, or a Hugging Face folder")
     if {"dpo", "reward"} & set(cfg.stages):
         check_specs("preferences", cfg.preferences)
+    if cfg.replay.fraction and not cfg.start_from:
+        raise UserError(
+            f"replay.fraction = {cfg.replay.fraction:g} without a model to start from: name the run whose model is to "
+            "learn more with --from runs/NAME, or set replay.fraction=0"
+        )
     if cfg.corpus.val_data:
         check_specs("corpus.val_data", cfg.corpus.val_data)
     elif cfg.corpus.val_fraction == 0:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Literal, Protocol
 
 from onesitting.rl_config import GRPOConfig, PPOConfig, RLConfig
-from onesitting.tuning_config import DistillConfig, DPOConfig, RewardConfig
+from onesitting.tuning_config import DistillConfig, DPOConfig, ReplayConfig, RewardConfig
 
 StageName = Literal["pretrain", "sft", "distill", "dpo", "reward", "grpo", "ppo"]
 
@@ -325,6 +325,8 @@ class RunConfig:
     """Pretraining."""
     sft: SFTConfig = field(default_factory=SFTConfig)
     """Supervised fine-tuning."""
+    replay: ReplayConfig = field(default_factory=ReplayConfig)
+    """General data beside the run's own."""
     dpo: DPOConfig = field(default_factory=DPOConfig)
     """Preference optimisation."""
     reward: RewardConfig = field(default_factory=RewardConfig)

@@ -187,9 +187,11 @@ def _step_batches(
     the numbers of the documents show where each begins.
     """
     from onesitting.data.prepare import prepare_conversations, prepare_documents
-    from onesitting.data.tokens import ChatFolder, TokenFolder
+    from onesitting.data.tokens import ChatFolder, Material, TokenFolder
+    from onesitting.stages.make import prepare_general
     from onesitting.stages.pretrain import PretrainStage
     from onesitting.stages.sft import SFTStage
+    from onesitting.start import general_data
     from onesitting.train.device import plan_device
     from onesitting.train.distributed import Ranks
     from onesitting.train.hardware import detect
@@ -211,14 +213,17 @@ def _step_batches(
         def text_data() -> TokenFolder:
             return prepare_documents(cfg.data, tokenizer, cfg.corpus, folder("text"), cfg.seed)
 
+        general = Material()
+        if cfg.replay.fraction > 0:
+            general = prepare_general(general_data(cfg), tokenizer, folder("general"))
         if stage == "sft":
-            batches = SFTStage(cfg, tokenizer, chat_data(), plan, ranks).next_batches(
+            batches = SFTStage(cfg, tokenizer, chat_data(), plan, ranks, general.chat).next_batches(
                 None, step, cfg.sft.context_length or cfg.model.context_length
             )
             return batches, True
         marked = replace(cfg, pretrain=replace(cfg.pretrain, isolate="on"))
         chat = chat_data() if cfg.pretrain.chat_fraction > 0 else None
-        source = PretrainStage(marked, tokenizer, text_data(), chat, plan, ranks)
+        source = PretrainStage(marked, tokenizer, text_data(), chat, plan, ranks, general)
         isolated = PretrainStage(cfg, tokenizer, source.data, chat, plan, ranks).isolate
         return source.next_batches(None, step, _row_length(cfg, run, step, console)), isolated
 

@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import torch
 from rich.console import Console
@@ -24,21 +24,28 @@ from onesitting.clock import CLOSING_S, Clock
 from onesitting.config import RunConfig, stage_config
 from onesitting.data.prepare import prepare_conversations, prepare_documents, prepare_preferences
 from onesitting.data.text_sample import text_sample
-from onesitting.data.tokens import ChatFolder, PreferenceFolder, TokenFolder
-from onesitting.data.world import World
+from onesitting.data.tokens import ChatFolder, Material, PreferenceFolder, TokenFolder
 from onesitting.errors import UserError
-from onesitting.evaluation.preferences import compare_models
 from onesitting.evaluation.report import print_report, write_report
-from onesitting.evaluation.suite import run_suite, run_suite_thinking
 from onesitting.model.flops import count_active_parameters, count_parameters, flops_per_token
 from onesitting.model.lora import adapter_in_use, add_adapter, merge, n_adapter_parameters
 from onesitting.model.transformer import Transformer
-from onesitting.run_settings import claim, n_passes, own_budget, total_seconds, with_stage
+from onesitting.run_evaluation import HELD_OUT_FILE, START, Examiner, stage_summary, write_json, write_suite
+from onesitting.run_settings import (
+    check_enough,
+    claim,
+    has_suite,
+    n_passes,
+    own_budget,
+    stage_tokens,
+    total_seconds,
+    with_stage,
+)
 from onesitting.runlog import RunFolder, StageFolder, write_atomic
-from onesitting.stages.make import PipelineStage, StageInputs, make_stage
+from onesitting.stages.make import PipelineStage, StageInputs, make_stage, prepare_general
 from onesitting.stages.ppo import add_value_head
 from onesitting.stages.reward import with_score_head
-from onesitting.start import start_folder, stretched_as, with_start_model
+from onesitting.start import general_data, start_folder, stretched_as, with_start_model
 from onesitting.tokenizer.bpe import Tokenizer, train_tokenizer
 from onesitting.train import distributed
 from onesitting.train.budget import StepTarget
@@ -46,7 +53,6 @@ from onesitting.train.device import DevicePlan, detect, plan_device
 from onesitting.train.limit import measure_matrix_limit
 from onesitting.train.loop import FitSettings, fit
 from onesitting.train.signals import Interrupted
-from onesitting.train.state import FitResult
 
 BASE_SUITE_FROM_S = 150
 """Smallest budget, in seconds, in which the suite is also asked before the last stage."""
@@ -67,6 +73,7 @@ def run_pipeline(cfg: RunConfig, recipe: str, only: tuple[str, ...] = ()) -> Pat
     try:
         run = Run(cfg, only, ranks)
         run.prepare()
+        run.examine_start()
         for stage in run.stages:
             run.train(stage)
         if run.reports:
@@ -101,6 +108,7 @@ class Run:
         self.data: TokenFolder | None = None
         self.chat: ChatFolder | None = None
         self.preferences: PreferenceFolder | None = None
+        self.general, self.general_material = general_data(cfg), Material()
 
     def say(self, message: str) -> None:
         """A line on the screen of the first process."""
@@ -121,6 +129,7 @@ class Run:
                 "prepare",
                 lambda: prepare_documents(cfg.data, self.tokenizer, cfg.corpus, out / "text", cfg.seed),
             )
+            check_enough(cfg, self.data.train.n_tokens)
         if {"sft", "distill"} & set(needed) or ("pretrain" in needed and cfg.pretrain.chat_fraction > 0):
             self.chat = self.first_rank_makes(
                 "prepare",
@@ -131,6 +140,10 @@ class Run:
             self.preferences = self.first_rank_makes(
                 "prepare",
                 lambda: prepare_preferences(cfg.preferences, self.tokenizer, cfg.corpus, place, cfg.seed),
+            )
+        if {"pretrain", "sft"} & set(needed):
+            self.general_material = self.first_rank_makes(
+                "prepare", lambda: prepare_general(self.general, self.tokenizer, out / "general")
             )
 
     def first_rank_makes(self, phase: str, make: Callable[[], T]) -> T:
@@ -170,6 +183,7 @@ class Run:
             self.fit(name, folder)
         if self.reports:
             self.evaluate(name, folder)
+            self.examine(name, folder, folder.model)
             if name == "dpo":
                 self.compare(name, folder)
 
@@ -185,7 +199,8 @@ class Run:
         target = StepTarget(
             settings,
             seconds=self.ranks.broadcast(self.stage_seconds(name)),
-            tokens=getattr(settings, "steps", 0) * stage.row_length * stage.n_rows or self.stage_tokens(name),
+            tokens=getattr(settings, "steps", 0) * stage.row_length * stage.n_rows
+            or stage_tokens(self.cfg, name),
             max_steps=stage.max_steps(),
             row_length=stage.row_length,
             n_rows=stage.n_rows,
@@ -214,7 +229,7 @@ class Run:
             whole = distributed.unsharded(model)
             if self.ranks.rank == 0:
                 self.save_result(folder, whole)
-                summary = self.summary(name, result, n_parameters, flops, limit)
+                summary = stage_summary(name, result, n_parameters, flops, limit, self.ranks.world, self.plan)
                 summary |= {
                     "n_adapter_parameters": n_adapter,
                     "lora": asdict(self.cfg.lora) if n_adapter else None,
@@ -272,7 +287,8 @@ class Run:
             name,
             StageInputs(
                 cfg=self.cfg, tokenizer=self.tokenizer, plan=plan, ranks=self.ranks, data=self.data, chat=self.chat,
-                preferences=self.preferences, start=self.source(name), folder=self.folder.stage(name).path,
+                preferences=self.preferences, general=self.general_material, start=self.source(name),
+                folder=self.folder.stage(name).path,
             ),
         )  # fmt: skip
 
@@ -289,6 +305,9 @@ class Run:
             later = self.stages[self.stages.index(name) :]
             left += self.clock.phases.get(name, 0.0)  # a resumed stage counts its earlier sittings itself
             left -= self.suite_seconds() * n_passes(later) if self.reports else 0.0
+            left -= (
+                self.clock.phases.get(f"measure {START}", 0.0) * 1.1
+            )  # what the last stage's model takes as well
             owned = [budget.seconds for s in later if (budget := own_budget(self.cfg, s)) is not None]
             shares = {s: stage_config(self.cfg, s).share for s in later if own_budget(self.cfg, s) is None}
             seconds = (left - sum(s or 0.0 for s in owned)) * shares[name] / sum(shares.values())
@@ -303,72 +322,59 @@ class Run:
 
     def suite_seconds(self) -> float:
         """Expected seconds of one pass of the question suite: as the last one took, else a guess."""
-        if not self.has_suite:
+        if not has_suite(self.cfg):
             return 0.0
         timed = [s for phase, s in self.clock.phases.items() if phase.startswith("evaluate")]
         return timed[-1] * 1.1 if timed else budgets.suite_seconds(self.clock.budget_s)
 
-    def stage_tokens(self, name: str) -> int | None:
-        """Tokens for one stage, where they are given: its own setting, else its share of `tokens=…`."""
-        settings, own = stage_config(self.cfg, name), own_budget(self.cfg, name)
-        if settings.tokens:
-            return settings.tokens
-        if own is not None or self.budget.tokens is None:
-            return own.tokens if own else None
-        first = self.cfg.stages[0]  # the budget is that of the first stage; the others follow by their shares
-        if name == first:
-            return self.budget.tokens
-        return round(self.budget.tokens * settings.share / stage_config(self.cfg, first).share)
-
-    def summary(
-        self, name: str, result: FitResult, n_parameters: int, flops: float, limit: float
-    ) -> dict[str, Any]:
-        """What summary.json holds; the report explains each key."""
-        return {
-            "stage": name,
-            **asdict(result),
-            "bits_per_byte": result.evaluation.get("bits_per_byte"),
-            "n_parameters": n_parameters,
-            "flops_per_token": flops,
-            "limit_flops_per_s": limit,
-            "fraction_of_limit": result.tokens_per_s * flops / limit / self.ranks.world if limit else None,
-            "nonfinite_steps": result.skipped_steps,
-            "processes": self.ranks.world,
-            **self.plan.summary(),
-        }
-
     # ---- evaluation and report ---------------------------------------------------------------------------------
-
-    @property
-    def has_suite(self) -> bool:
-        """Whether the world's question suite is asked."""
-        suite = self.cfg.evaluation.suite
-        return suite == "world" or (suite == "auto" and "world" in (*self.cfg.data, *self.cfg.chat))
 
     def evaluate(self, name: str, folder: StageFolder) -> None:
         """Ask the question suite, on rank 0; evaluation.json holds the results."""
         path = folder.path / "evaluation.json"
         done_before = path.is_file() and "evaluate" not in self.only
-        if name == "reward" or not self.has_suite or done_before:
+        if name == "reward" or not has_suite(self.cfg) or done_before:
             return
-        short = (self.clock.budget_s or math.inf) < BASE_SUITE_FROM_S
-        if short and not self.only and name != self.stages[-1]:
+        if self.is_short and not self.only and name != self.stages[-1]:
             self.say(f"{name} · no question suite here: below {BASE_SUITE_FROM_S} s there is no time for it")
             return
         with self.clock.phase(f"evaluate {name}"):
             if self.ranks.rank == 0:
                 self.say(f"{name} · asking the question suite")
-                model = load_model(folder.model, self.plan.torch_device)
-                world, n = World(self.cfg.seed), self.cfg.evaluation.suite_items
-                with torch.inference_mode(), self.plan.autocast():
-                    if name == "pretrain":
-                        results = run_suite(model, self.tokenizer, world.base_suite(n), mode="base")
-                    else:
-                        results = run_suite_thinking(
-                            model, self.tokenizer, world.suite(n), self.cfg.evaluation
-                        )
-                write_atomic(path, json.dumps({k: asdict(v) for k, v in results.items()}, indent=1) + "\n")
-                self.say(" · ".join(f"{task} {result.accuracy:.0%}" for task, result in results.items()))
+                model = self.examiner.load(folder.model)
+                results = self.examiner.suite(model, self.cfg.seed, base=name == "pretrain")
+                self.say(write_suite(path, results))
+            self.ranks.barrier()
+
+    @property
+    def is_short(self) -> bool:
+        """Whether the budget has time for one pass of the suite alone, after the last stage."""
+        return (self.clock.budget_s or math.inf) < BASE_SUITE_FROM_S
+
+    @property
+    def examiner(self) -> Examiner:
+        """What measures this run's models."""
+        return Examiner(cfg=self.cfg, tokenizer=self.tokenizer, plan=self.plan)
+
+    def examine_start(self) -> None:
+        """Measure the model that the run starts from, before any training: the report's column `before`."""
+        if self.cfg.start_from and self.reports:
+            self.examine(
+                START, self.folder.stage(START), find_model_folder(Path(self.cfg.start_from).expanduser())
+            )
+
+    def examine(self, name: str, folder: StageFolder, model_folder: Path) -> None:
+        """Of a run that starts from a model: measure what it knows of held-out text, and what of the general world."""
+        done = (folder.path / HELD_OUT_FILE).is_file() and "evaluate" not in self.only
+        if not self.cfg.start_from or done or not {"pretrain", "sft"} & set(self.cfg.stages):
+            return
+        with self.clock.phase(f"measure {name}"):
+            if self.ranks.rank == 0:
+                self.examiner.examine(
+                    name, folder.path, model_folder, own=Material(self.data, self.chat),
+                    general=self.general, general_material=self.general_material, has_suite=has_suite(self.cfg),
+                    asks=not self.is_short, say=self.say,
+                )  # fmt: skip
             self.ranks.barrier()
 
     def compare(self, name: str, folder: StageFolder) -> None:
@@ -378,15 +384,7 @@ class Run:
             return
         with self.clock.phase(f"compare {name}"):
             if self.ranks.rank == 0:
-                device = self.plan.torch_device
-                before, after = load_model(source, device), load_model(folder.model, device)
-                length = stage_config(self.cfg, name).context_length or self.cfg.model.context_length
-                with torch.inference_mode(), self.plan.autocast():
-                    compared = compare_models(
-                        self.cfg, before, after, self.tokenizer, self.preferences.val, row_length=length,
-                        micro_rows=self.plan.micro_batch_rows(length),
-                    )  # fmt: skip
-                write_atomic(path, json.dumps(compared, indent=1) + "\n")
+                write_json(path, self.examiner.preferences(name, source, folder.model, self.preferences))
             self.ranks.barrier()
 
     def report(self) -> None:

@@ -44,6 +44,37 @@ def total_seconds(cfg: RunConfig) -> float | None:
     return None if None in seconds else sum(s or 0.0 for s in seconds)
 
 
+def stage_tokens(cfg: RunConfig, name: str) -> int | None:
+    """Tokens for one stage, where they are given: its own setting, else its share of `tokens=…`."""
+    settings, own, budget = stage_config(cfg, name), own_budget(cfg, name), parse_budget(cfg.budget)
+    if settings.tokens:
+        return settings.tokens
+    if own is not None or budget.tokens is None:
+        return own.tokens if own else None
+    first = cfg.stages[0]  # the budget is that of the first stage; the others follow by their shares
+    return (
+        budget.tokens
+        if name == first
+        else round(budget.tokens * settings.share / stage_config(cfg, first).share)
+    )
+
+
+def has_suite(cfg: RunConfig) -> bool:
+    """Whether the world's question suite is asked."""
+    suite = cfg.evaluation.suite
+    return suite == "world" or (suite == "auto" and "world" in (*cfg.data, *cfg.chat))
+
+
+def check_enough(cfg: RunConfig, n_tokens: int) -> None:
+    """Refuse to go on from a model with so little text that not one row can be filled."""
+    row = cfg.pretrain.context_length or cfg.model.context_length
+    if cfg.start_from and n_tokens < row:
+        raise UserError(
+            f"data = {', '.join(cfg.data)}: {n_tokens} tokens to train on, less than one row of {row}: a model learns "
+            "nothing from so little; give more text, or fine-tune alone with --stages sft"
+        )
+
+
 def n_passes(stages: Sequence[str]) -> float:
     """Evaluations of these stages, in passes of the suite: dpo's comparison is 0.8 of one, a reward model has none."""
     return sum({"dpo": 1.8, "reward": 0.0}.get(stage, 1.0) for stage in stages)

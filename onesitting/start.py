@@ -1,17 +1,40 @@
 """Starting from another model: `start_from`, given as `--from`, is a run, one of its stages, or a Hugging Face folder.
 
-The model brings its shape and its tokenizer. Everything else, the data, the stages, the rates, is the run's own.
+The model brings its shape and its tokenizer. Everything else, the data, the stages, the rates, is the run's own. What
+the model was trained on before, where that is known, is replayed and measured: `general_data`; docs/domain.md.
 """
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import get_args
 
 from onesitting.checkpoint import find_model_folder
-from onesitting.config import ModelConfig, RunConfig
+from onesitting.checks import check_specs
+from onesitting.config import CorpusConfig, ModelConfig, RunConfig, StageName
 from onesitting.errors import UserError
 from onesitting.model.hf import read_config
 from onesitting.model.peft import base_folder
 from onesitting.model.rope import original_context, stretched
+from onesitting.recipe import load_recipe, resolve
+from onesitting.runlog import CONFIG_FILE
+from onesitting.tokenizer.bpe import Tokenizer
+
+
+@dataclass(frozen=True, kw_only=True)
+class General:
+    """What a run replays and must not forget, named as `data` and `chat` name data; () where that is not known."""
+
+    data: tuple[str, ...]
+    chat: tuple[str, ...]
+    corpus: CorpusConfig
+    """How it is read: as the start model's run did, so that what was held out there stays held out."""
+    seed: int
+    """Seed of the synthetic world, where that is the source."""
+
+    @property
+    def has_world(self) -> bool:
+        """Whether the synthetic world is among it, which has a question suite."""
+        return "world" in (*self.data, *self.chat)
 
 
 def start_folder(cfg: RunConfig) -> Path | None:
@@ -39,6 +62,7 @@ def with_start_model(cfg: RunConfig) -> RunConfig:
                 "set tokenizer.path to the tokenizer that this model was trained with"
             )
         tokenizer = replace(tokenizer, path=str(folder))
+    _check_tokenizer(cfg, folder)
     if cfg.lora.rank and stretched_as(model, cfg.model) != model:
         raise UserError(
             f"model.rope_factor = {cfg.model.rope_factor:g} with lora.rank = {cfg.lora.rank}: an adapter's folder "
@@ -47,6 +71,70 @@ def with_start_model(cfg: RunConfig) -> RunConfig:
     model = stretched_as(model, cfg.model)
     context_length = min(model.context_length, cfg.model.context_length)
     return replace(cfg, model=replace(model, context_length=context_length), tokenizer=tokenizer)
+
+
+def _check_tokenizer(cfg: RunConfig, folder: Path) -> None:
+    """Refuse a tokenizer that is not the model's: its ids would mean other words."""
+    given = Path(cfg.tokenizer.path).expanduser()
+    if not cfg.tokenizer.path or not all((f / "tokenizer.json").is_file() for f in (given, folder)):
+        return
+    if Tokenizer.load(given).hash != Tokenizer.load(folder).hash:
+        raise UserError(
+            f"tokenizer.path = {cfg.tokenizer.path!r} is another tokenizer than that of start_from = "
+            f"{cfg.start_from!r}, whose model knows no other token ids: leave tokenizer.path empty"
+        )
+
+
+def start_run(cfg: RunConfig) -> RunConfig | None:
+    """Settings of the run that made the start model, RUN/STAGE/…; None for a model from elsewhere."""
+    folder = start_folder(cfg)
+    if folder is None:
+        return None
+    for run in folder.absolute().parents[1:3]:
+        in_stage = any(folder.absolute().is_relative_to(run / stage) for stage in get_args(StageName))
+        if in_stage and (run / CONFIG_FILE).is_file():
+            return resolve(load_recipe(run))
+    return None
+
+
+def general_data(cfg: RunConfig) -> General | None:
+    """The data to replay, and to measure forgetting on; None without a start model, or where nothing is known.
+
+    It is `replay.data` and `replay.chat`, else what the start model's run was trained on. Without replay, what is not
+    there any more, or is the run's own data, is left out. Raises UserError where `replay.fraction` needs what is
+    not known or not there.
+    """
+    if not cfg.start_from:
+        return None
+    base = start_run(cfg)
+    seed = base.seed if base else cfg.seed
+    found: dict[str, tuple[str, ...]] = {}
+    for name, given, stage in (("data", cfg.replay.data, "pretrain"), ("chat", cfg.replay.chat, "sft")):
+        specs = given or (getattr(base, name) if base and stage in base.stages else ())
+        needed = cfg.replay.fraction > 0 and stage in cfg.stages
+        if needed and not specs:
+            raise UserError(
+                f"replay.fraction = {cfg.replay.fraction:g}, but it is not known what the {stage} stage of "
+                f"{cfg.start_from} read: name general data with replay.{name}, or set replay.fraction=0"
+            )
+        if needed or given:
+            check_specs(f"replay.{name}", specs)
+        elif not _is_there(name, specs) or (specs, seed) == (getattr(cfg, name), cfg.seed):
+            specs = ()
+        found[name] = specs
+    if not any(found.values()):
+        return None
+    corpus = replace(base.corpus if base else cfg.corpus, cache=cfg.corpus.cache, workers=cfg.corpus.workers)
+    return General(**found, corpus=corpus, seed=seed)
+
+
+def _is_there(name: str, specs: tuple[str, ...]) -> bool:
+    """Whether the data of these specs can still be found."""
+    try:
+        check_specs(name, specs)
+    except UserError:
+        return False
+    return True
 
 
 def stretched_as(model: ModelConfig, wanted: ModelConfig) -> ModelConfig:

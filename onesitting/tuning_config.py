@@ -9,6 +9,20 @@ from typing import Literal
 
 
 @dataclass(frozen=True, kw_only=True)
+class ReplayConfig:
+    """General data beside the run's own, so that a model that is trained on forgets less."""
+
+    fraction: float = 0.0
+    """Fraction of the rows of pretraining and of fine-tuning that are general data; 0: none."""
+    data: tuple[str, ...] = ()
+    """General documents, given as `data` is; empty: those of the run that start_from belongs to."""
+    chat: tuple[str, ...] = ()
+    """General conversations, given as `chat` is; empty: those of the run that start_from belongs to."""
+    chat_fraction: float = 0.5
+    """Fraction of pretraining's general rows that are conversations, as plain text."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class TuningConfig:
     """What all tuning stages have."""
 

@@ -15,7 +15,7 @@ import json
 from collections.abc import Callable
 from functools import cached_property
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -308,6 +308,13 @@ class ChatFolder(_Folder):
         super().__init__(path, verify=verify)
         self.train = ChatFile(self.path, "train", self.info)
         self.val = ChatFile(self.path, "val", self.info)
+
+
+class Material(NamedTuple):
+    """Prepared text and conversations that belong together; None where there is none or no stage asks for it."""
+
+    text: TokenFolder | None = None
+    chat: ChatFolder | None = None
 
 
 class PreferenceFolder(_Folder):

@@ -9,6 +9,9 @@ It reads the run folder alone, never a process, and shows what is not there as m
     <stage>/metrics.jsonl     lines with step, tokens, elapsed_s, loss, lr_factor; lines with evaluation
     <stage>/evaluation.json   {task: {n, correct, accuracy, ci_low, ci_high, baseline, examples}}
     <stage>/preferences.json  {measure: {before, after: {n, value, ci_low, ci_high} | null}}, of dpo
+    <stage>/held_out.json     {measure: {value, n_bytes}}, bits per byte, of a run that started from a model; its
+                              folder `start` has that of the model itself, evaluation.json and general.json too
+    <stage>/general.json      as evaluation.json: the questions of the start model's world
     <stage>/samples.jsonl     lines with step, prompt, text, seed
 
 report.json holds the fields of `Report`, without the curves. Nothing here imports torch.
@@ -69,6 +72,10 @@ class StageReport:
     """What the model wrote at its last validation."""
     preferences: dict[str, dict[str, Any]]
     """Measure -> its n, value, ci_low, ci_high `before` and `after` the stage; empty if not compared."""
+    held_out: dict[str, dict[str, float]]
+    """Measure -> value, in bits per byte, and n_bytes; empty for a run that did not start from a model."""
+    general: dict[str, dict[str, Any]]
+    """As `suite`: the questions of the world that the start model knew."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,6 +107,8 @@ class Report:
     config: dict[str, Any]
     """Dotted setting -> value."""
     stages: list[StageReport]
+    before: StageReport
+    """The model that the run started from, as measured before training; without any numbers if there was none."""
     budget: BudgetReport
     limits: list[str]
     """What the model cannot do, in plain words, from the measured scores."""
@@ -120,6 +129,7 @@ def read_report(run: RunFolder) -> Report:
         path=str(run.path),
         config=flat_values(cfg),
         stages=stages,
+        before=_read_stage(cfg, "start", run.stage("start")),
         budget=budget,
         limits=describe_limits(cfg, stages),
         missing=_missing(cfg, stages, budget),
@@ -187,15 +197,22 @@ def _read_stage(cfg: RunConfig, name: str, folder: StageFolder) -> StageReport:
         numbers["real_token_fraction"] = numbers["tokens"] / (numbers["steps"] * step_tokens(cfg, name))
     samples = read_jsonl(folder.samples_path)
     last_step = max((record.get("step", 0) for record in samples), default=0)
-    suite = _read_json(folder.path / "evaluation.json") or {}
     return StageReport(
         stage=name,
         status="done" if summary else "unfinished" if metrics else "not started",
         numbers=numbers,
-        suite={task: {k: v for k, v in result.items() if k != "examples"} for task, result in suite.items()},
+        suite=_read_suite(folder.path / "evaluation.json"),
         samples=[record for record in samples if record.get("step", 0) == last_step][:N_SAMPLES],
         preferences=_read_json(folder.path / "preferences.json") or {},
+        held_out=_read_json(folder.path / "held_out.json") or {},
+        general=_read_suite(folder.path / "general.json"),
     )
+
+
+def _read_suite(path: Path) -> dict[str, dict[str, Any]]:
+    """Task -> its numbers, without the examples."""
+    suite = _read_json(path) or {}
+    return {task: {k: v for k, v in result.items() if k != "examples"} for task, result in suite.items()}
 
 
 def _numbers_so_far(metrics: list[dict[str, Any]]) -> dict[str, Any]:
@@ -249,7 +266,8 @@ def _missing(cfg: RunConfig, stages: list[StageReport], budget: BudgetReport) ->
         if stage.status != "done":
             missing.append(f"{stage.stage} is {stage.status}")
             continue
-        if not stage.suite and cfg.evaluation.suite != "none" and stage.stage != "reward":
+        asked = stage.suite or any(other.general for other in stages)
+        if not asked and cfg.evaluation.suite != "none" and stage.stage != "reward":
             missing.append(f"no question suite was run on the model after {stage.stage}")
         if stage.numbers["bits_per_byte"] is None and stage.stage in ("pretrain", "sft"):
             missing.append(f"no bits per byte were measured for {stage.stage}")

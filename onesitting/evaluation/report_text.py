@@ -24,6 +24,16 @@ PREFERENCE_NOTE = (
     "Ranking: how often the chosen reply of a held-out pair is likelier than the rejected one. Right replies and the "
     "win rate are those of greedy replies to held-out prompts under the world's rules; a tie is half a win."
 )
+CHANGE_NOTE = (
+    "Bits per byte of held-out text, less is better, and right answers. General: what the model that this run started "
+    "from was trained on; what got worse there was forgotten."
+)
+CHANGE_NAMES = {
+    "documents": "own documents, bits per byte",
+    "replies": "own conversations, bits per byte",
+    "general_documents": "general documents, bits per byte",
+    "general_replies": "general conversations, bits per byte",
+}
 PREFERENCE_NAMES = {
     "ranking_accuracy": "Ranks pairs right",
     "ranking_accuracy_per_token": "Ranks pairs right, per token",
@@ -55,6 +65,9 @@ def to_markdown(report: "Report", curves_file: str | None) -> str:
         ]
     else:
         parts += ["No question suite was run."]
+    change = change_table(report)
+    if len(change) > 1:
+        parts += ["", "## Before and after", "", *_markdown(change), "", CHANGE_NOTE]
     for stage in report.stages:
         if stage.preferences:
             parts += ["", f"## Preferences: {stage.stage}", "", *_markdown(_preference_table(stage)), ""]
@@ -81,7 +94,7 @@ def print_card(report: "Report") -> None:
         console.width = 120  # a pipe has no width of its own, and 80 would break the table of scores
     stages = [row for row in _stage_table(report.stages) if row[0] in CARD_ROWS]
     preferences = [_preference_table(stage) for stage in report.stages if stage.preferences]
-    for table in (stages, _suite_table(report.stages), *preferences):
+    for table in (stages, _suite_table(report.stages), change_table(report), *preferences):
         if len(table) > 1:
             shown = RichTable(box=None, header_style="bold", padding=(0, 2))
             for index, cell in enumerate(table[0]):
@@ -177,6 +190,22 @@ def _preference_table(stage: "StageReport") -> Table:
         ]
         cases = f"{sides['after']['n']}"
         table.append([PREFERENCE_NAMES.get(name, name), cases, *(_score(result) for result in results)])
+    return table
+
+
+def change_table(report: "Report") -> Table:
+    """A row a measure: before the run, and after each of its stages; the head alone if nothing was measured before."""
+    columns = [report.before, *report.stages]
+    table = [["held out", "before", *(f"after {stage.stage}" for stage in report.stages)]]
+    for name in report.before.held_out:
+        values = [stage.held_out.get(name) for stage in columns]
+        table.append(
+            [CHANGE_NAMES.get(name, name), *(_cell(v and v["value"], "{:.4f}".format) for v in values)]
+        )
+    for part, kind in (("suite", "own questions"), ("general", "general questions")):
+        for task in getattr(report.before, part):
+            scores = [_score(getattr(stage, part).get(task)) for stage in columns]
+            table.append([f"{kind}: {plain_name(task).lower()}", *scores])
     return table
 
 

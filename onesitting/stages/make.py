@@ -5,12 +5,16 @@ from pathlib import Path
 from typing import Protocol
 
 from onesitting.config import RunConfig
-from onesitting.data.tokens import ChatFolder, PreferenceFolder, TokenFolder
+from onesitting.data.prepare import prepare_conversations, prepare_documents
+from onesitting.data.tokens import ChatFolder, Material, PreferenceFolder, TokenFolder
 from onesitting.errors import UserError
+from onesitting.start import General
 from onesitting.tokenizer.bpe import Tokenizer
 from onesitting.train.device import DevicePlan
 from onesitting.train.distributed import Ranks
 from onesitting.train.loop import Stage
+
+NO_MATERIAL = Material()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,10 +31,24 @@ class StageInputs:
     """Prepared conversations, where a stage of this sitting reads any."""
     preferences: PreferenceFolder | None = None
     """Prepared preferences, where a stage of this sitting reads any."""
+    general: Material = NO_MATERIAL
+    """Prepared general data to replay."""
     start: Path | None
     """Folder of the model that the stage starts from, for a frozen reference; None: random weights."""
     folder: Path
     """The stage's folder, for what it keeps there."""
+
+
+def prepare_general(general: General | None, tokenizer: Tokenizer, out: Path) -> Material:
+    """The data that a run replays and must not forget, from the cache where they are there; out: for its pointers."""
+    if general is None:
+        return Material()
+    text = chat = None
+    if general.data:
+        text = prepare_documents(general.data, tokenizer, general.corpus, out / "text", general.seed)
+    if general.chat:
+        chat = prepare_conversations(general.chat, tokenizer, general.corpus, out / "chat", general.seed)
+    return Material(text, chat)
 
 
 class PipelineStage(Stage, Protocol):
@@ -54,12 +72,12 @@ def make_stage(name: str, inputs: StageInputs) -> PipelineStage:
 
         assert inputs.data is not None
         chat = inputs.chat if cfg.pretrain.chat_fraction > 0 else None
-        return PretrainStage(cfg, tokenizer, inputs.data, chat, plan, ranks)
+        return PretrainStage(cfg, tokenizer, inputs.data, chat, plan, ranks, inputs.general)
     if name == "sft":
         from onesitting.stages.sft import SFTStage
 
         assert inputs.chat is not None
-        return SFTStage(cfg, tokenizer, inputs.chat, plan, ranks)
+        return SFTStage(cfg, tokenizer, inputs.chat, plan, ranks, inputs.general.chat)
     if name == "dpo":
         from onesitting.stages.dpo import DPOStage
 

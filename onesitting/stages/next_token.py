@@ -3,6 +3,7 @@
 Shapes: B rows, T tokens in a row.
 """
 
+import math
 from typing import Any
 
 import torch
@@ -28,6 +29,25 @@ def rank_share(n_rows: int, rank: int, world: int) -> tuple[int, int]:
     """(first, count) of the rows of one step that a rank reads; together the ranks read all, once."""
     first = n_rows * rank // world
     return first, n_rows * (rank + 1) // world - first
+
+
+def share(first: int, count: int, fraction: float) -> tuple[int, int]:
+    """(first, count) of the rows that another source gives to rows first … first + count - 1 of a stream.
+
+    It gives `fraction` of the whole stream, its own rows in order and each once; a step may have one row more or
+    less than its part.
+    """
+
+    def before(row: int) -> int:
+        return math.floor(row * fraction + 1e-9)  # 0.29 * 100 is a little below 29
+
+    return before(first), before(first + count) - before(first)
+
+
+def rest(first: int, count: int, fraction: float) -> tuple[int, int]:
+    """(first, count) of the rows that `share` leaves to the stream's own source."""
+    other_first, other_count = share(first, count, fraction)
+    return first - other_first, count - other_count
 
 
 def write_samples(

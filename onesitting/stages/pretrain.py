@@ -11,17 +11,17 @@ from torch import Tensor
 
 from onesitting.config import RunConfig
 from onesitting.data.examples import Batch, chat_rows, concatenate, pretrain_batch
-from onesitting.data.tokens import ChatFolder, TokenFolder, rows
+from onesitting.data.tokens import ChatFile, ChatFolder, Material, TokenFile, TokenFolder, rows
 from onesitting.evaluation.bits_per_byte import bits_per_byte
 from onesitting.model.transformer import Transformer
-from onesitting.stages.next_token import next_token_loss, rank_share, write_samples
+from onesitting.stages.next_token import next_token_loss, rank_share, rest, share, write_samples
 from onesitting.tokenizer.bpe import Tokenizer
 from onesitting.train.device import DevicePlan
 from onesitting.train.distributed import Ranks
 
 
 class PretrainStage:
-    """Packed documents, optionally with a fraction of conversations as plain text."""
+    """Packed documents, optionally with fractions of conversations as plain text and of replayed general data."""
 
     name = "pretrain"
     unit = "tokens"
@@ -35,37 +35,56 @@ class PretrainStage:
         chat: ChatFolder | None,
         plan: DevicePlan,
         ranks: Ranks,
+        general: Material | None = None,
     ) -> None:
         settings = cfg.pretrain
         self.cfg, self.tokenizer, self.data, self.chat, self.plan = cfg, tokenizer, data, chat, plan
         self.row_length = settings.context_length or cfg.model.context_length
         self.n_rows = max(1, settings.step_tokens // self.row_length)
-        self.n_chat_rows = round(self.n_rows * settings.chat_fraction) if chat else 0
+        self.general = general or Material()
+        self.replayed = cfg.replay.fraction if self.general.text else 0.0
         self.ranks = ranks
         self.isolate = plan.isolates_documents if settings.isolate == "auto" else settings.isolate == "on"
 
     def next_batches(self, model: Transformer | None, step: int, row_length: int) -> list[Batch]:
         """This rank's micro-batches of step `step`: rows of `row_length` tokens."""
-        parts = []
-        for source, n_rows in (("text", self.n_rows - self.n_chat_rows), ("chat", self.n_chat_rows)):
+        parts: list[Batch] = []
+        for file, first, n_rows in self.step_rows(step):
             offset, count = rank_share(n_rows, self.ranks.rank, self.ranks.world)
             if count:
-                parts.append(self.read(source, step * n_rows + offset, count))
+                parts.append(self.read(file, first + offset, count))
+        if not parts:
+            return []
         batch = concatenate(parts)
         if row_length != self.row_length:
             batch = batch.reshape_rows(row_length)
         return batch.split(self.plan.micro_batch_rows(row_length, self.cfg.pretrain.micro_batch_rows))
 
-    def read(self, source: str, first_row: int, n_rows: int) -> Batch:
-        """Rows `first_row …` of the endless order of (seed) of the documents or the conversations."""
-        if source == "chat":
-            assert self.chat is not None
+    def step_rows(self, step: int) -> list[tuple[TokenFile | ChatFile, int, int]]:
+        """(file, first row, number of rows) of everything that step `step` reads, over all processes."""
+        first, n_rows = step * self.n_rows, self.n_rows
+        found: list[tuple[TokenFile | ChatFile, int, int]] = []
+        for (text, chat), chat_fraction, rows_of in (
+            (Material(self.data, self.chat), self.cfg.pretrain.chat_fraction, rest),
+            (self.general, self.cfg.replay.chat_fraction, share),
+        ):
+            part = rows_of(first, n_rows, self.replayed)
+            fraction = chat_fraction if chat else 0.0
+            if text:
+                found.append((text.train, *rest(*part, fraction)))
+            if chat:
+                found.append((chat.train, *share(*part, fraction)))
+        return found
+
+    def read(self, file: TokenFile | ChatFile, first_row: int, n_rows: int) -> Batch:
+        """Rows `first_row …` of the endless order of (seed) of the documents or the conversations in a file."""
+        if isinstance(file, ChatFile):
             return chat_rows(
-                self.chat.train, row_length=self.row_length, seed=self.cfg.seed, first_row=first_row,
+                file, row_length=self.row_length, seed=self.cfg.seed, first_row=first_row,
                 n_rows=n_rows, train_all=True, isolate=self.isolate,
             )  # fmt: skip
         ids, doc_ids = rows(
-            self.data.train,
+            file,
             row_length=self.row_length,
             seed=self.cfg.seed,
             first_row=first_row,

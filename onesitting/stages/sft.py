@@ -1,7 +1,7 @@
 """Supervised fine-tuning: learn to answer, from conversations.
 
 Only the assistant's tokens and its end-of-turn token are trained. Conversations are packed into rows and hidden
-from each other.
+from each other. A fraction of the rows may be general conversations that the start model was trained on (`replay`).
 """
 
 from typing import Any
@@ -9,11 +9,11 @@ from typing import Any
 from torch import Tensor
 
 from onesitting.config import RunConfig
-from onesitting.data.examples import Batch, chat_rows, n_chat_rows
+from onesitting.data.examples import Batch, chat_rows, concatenate, n_chat_rows
 from onesitting.data.tokens import ChatFolder
 from onesitting.evaluation.bits_per_byte import chat_bits_per_byte
 from onesitting.model.transformer import Transformer
-from onesitting.stages.next_token import next_token_loss, rank_share, write_samples
+from onesitting.stages.next_token import next_token_loss, rank_share, rest, share, write_samples
 from onesitting.tokenizer.bpe import Tokenizer
 from onesitting.train.device import DevicePlan
 from onesitting.train.distributed import Ranks
@@ -27,29 +27,43 @@ class SFTStage:
     cycle = 0
 
     def __init__(
-        self, cfg: RunConfig, tokenizer: Tokenizer, chat: ChatFolder, plan: DevicePlan, ranks: Ranks
+        self,
+        cfg: RunConfig,
+        tokenizer: Tokenizer,
+        chat: ChatFolder,
+        plan: DevicePlan,
+        ranks: Ranks,
+        general: ChatFolder | None = None,
     ) -> None:
         self.cfg, self.tokenizer, self.chat, self.plan, self.ranks = cfg, tokenizer, chat, plan, ranks
         self.row_length = cfg.sft.context_length or cfg.model.context_length
         self.n_rows = max(1, cfg.sft.step_tokens // self.row_length)
+        self.general, self.replayed = general, cfg.replay.fraction if general else 0.0
 
     def next_batches(self, model: Transformer | None, step: int, row_length: int) -> list[Batch]:
         """This rank's micro-batches of step `step`."""
-        offset, count = rank_share(self.n_rows, self.ranks.rank, self.ranks.world)
-        if count == 0:
+        parts: list[Batch] = []
+        for folder, rows_of in ((self.chat, rest), (self.general, share)):
+            first, n_rows = rows_of(step * self.n_rows, self.n_rows, self.replayed)
+            offset, count = rank_share(n_rows, self.ranks.rank, self.ranks.world)
+            if folder and count:
+                parts.append(
+                    chat_rows(
+                        folder.train, row_length=row_length, seed=self.cfg.seed,
+                        first_row=first + offset, n_rows=count,
+                    )
+                )  # fmt: skip
+        if not parts:
             return []
-        batch = chat_rows(
-            self.chat.train, row_length=row_length, seed=self.cfg.seed,
-            first_row=step * self.n_rows + offset, n_rows=count,
-        )  # fmt: skip
-        return batch.split(self.plan.micro_batch_rows(row_length, self.cfg.sft.micro_batch_rows))
+        return concatenate(parts).split(self.plan.micro_batch_rows(row_length, self.cfg.sft.micro_batch_rows))
 
     def max_steps(self) -> int | None:
         """Optimizer steps in `sft.max_epochs` passes over the training conversations."""
         if self.cfg.sft.max_epochs == 0:
             return None
         rows = n_chat_rows(self.chat.train, row_length=self.row_length, seed=self.cfg.seed)
-        return max(1, round(self.cfg.sft.max_epochs * rows / self.n_rows))
+        own_rows = self.n_rows * (1 - self.replayed)  # of a step
+        return max(1, round(self.cfg.sft.max_epochs * rows / own_rows))
 
     def loss_sum(self, model: Transformer, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         """Sum of cross-entropies in nats over the assistant's tokens."""
