@@ -320,6 +320,8 @@ def _check_rl(cfg: RunConfig) -> None:
         )
     if not rl.rewards:
         raise UserError("rl.rewards is empty: name at least one, such as scorer=1")
+    if rl.judge and "judge" not in [text.partition("=")[0] for text in rl.rewards]:
+        raise UserError(f"rl.judge = {rl.judge!r}, but rl.rewards does not ask it: add judge=1")
     check_specs("rl.prompts", [spec for spec in rl.prompts if spec.partition(":")[0] != "world"] or ["world"])
 
 

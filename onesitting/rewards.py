@@ -30,6 +30,8 @@ class Attempt:
     """Messages before the model's first word."""
     messages: Sequence[JSON]
     """What followed: the model's messages and the results of its tool calls; at least one message."""
+    tools: Sequence[JSON] | None = None
+    """Schemas of the tools that were offered."""
     reference: JSON = field(default_factory=dict[str, Any])
     """What is right, in the form that the scorer wants: {"answer": "85"}, {"accepted": [...]}, {"tests": "…"}."""
     scorer: str = "answer"

@@ -28,6 +28,8 @@ class RLConfig:
     """Open a thought in every turn, leave it out, or let the model choose."""
     rewards: tuple[str, ...] = ("scorer=1.0",)
     """Weighted sum of rewards, each NAME=WEIGHT; docs/rewards.md lists them."""
+    judge: str = ""
+    """Run or folder of a reward model, which the reward `judge` asks; empty: the reward stage of this run."""
     kl_weight: float = 0.0
     """Weight of the divergence from the model that the stage started with; 0: no reference model."""
     kl_estimator: Literal["k1", "k2", "k3"] = "k3"

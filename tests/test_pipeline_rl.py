@@ -61,6 +61,20 @@ def test_a_stage_runs_from_command_line_to_a_model_that_loads(
     assert "reward" in summary["evaluation"]
 
 
+def test_a_trained_reward_model_is_a_reward(place: Path) -> None:
+    done = command(
+        "reward", "tiny", "--from", "start", "--name", "judge", "--reward.max_epochs", "0.1", "--preferences", "world",
+        "--corpus.world_pairs", "60", "--corpus.cache", str(place / "cache"), "--device.dtype", "float32",
+        "--model.context_length", "256", "--evaluation.suite", "none", cwd=place,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+    lines = train(place, "grpo", "judged", "--rl.rewards", "judge=2", "--rl.judge", "runs/judge")
+    for line in lines:
+        others = line["reward_length"] + 0.3 * line["reward_stopped"]
+        assert line["reward"] == pytest.approx(2 * line["reward_judge"] + others)
+        assert line["reward_judge"] != 0
+
+
 def test_two_processes_make_the_attempts_and_the_gradient_of_one(place: Path) -> None:
     one = train(place, "grpo", "one")
     two = train(place, "grpo", "two", "--device.threads", "1", processes=2)
@@ -76,6 +90,8 @@ def test_two_processes_make_the_attempts_and_the_gradient_of_one(place: Path) ->
         (("--rl.minibatches", "3"), "rl.minibatches = 3 does not divide rl.prompts_per_batch = 2"),
         (("--rl.samples", "1"), "give at least 2"),
         (("--rl.rewards", "scorr"), "there is no reward 'scorr'"),
+        (("--rl.rewards", "judge"), "holds no reward model"),
+        (("--rl.judge", "runs/nothing"), "add judge=1"),
         (("--rl.prompts", "no.jsonl"), "no such file"),
         (("--rl.max_tokens", "600"), "leaves no room for a prompt"),
     ],

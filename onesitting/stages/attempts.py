@@ -164,6 +164,7 @@ class AttemptMaker:
         return Attempt(
             prompt=prompt.messages,
             messages=attempt.messages,
+            tools=prompt.tools,
             reference=prompt.reference,
             scorer=prompt.scorer,
             n_tokens=attempt.n_sampled,

@@ -8,6 +8,7 @@ from onesitting.config import RunConfig
 from onesitting.data.prepare import prepare_conversations, prepare_documents
 from onesitting.data.tokens import ChatFolder, Material, PreferenceFolder, TokenFolder
 from onesitting.errors import UserError
+from onesitting.rewards import Batched
 from onesitting.start import General
 from onesitting.tokenizer.bpe import Tokenizer
 from onesitting.train.device import DevicePlan
@@ -89,7 +90,7 @@ def make_stage(name: str, inputs: StageInputs) -> PipelineStage:
     if name == "grpo":
         from onesitting.stages.grpo import GRPOStage
 
-        return GRPOStage(cfg, tokenizer, plan, ranks, inputs.start)
+        return GRPOStage(cfg, tokenizer, plan, ranks, inputs.start, learned_rewards(inputs))
     if name == "reward":
         from onesitting.stages.reward import RewardStage
 
@@ -103,5 +104,15 @@ def make_stage(name: str, inputs: StageInputs) -> PipelineStage:
     if name == "ppo":
         from onesitting.stages.ppo import PPOStage
 
-        return PPOStage(cfg, tokenizer, plan, ranks, inputs.start)
+        return PPOStage(cfg, tokenizer, plan, ranks, inputs.start, learned_rewards(inputs))
     raise UserError(f"there is no stage '{name}'")
+
+
+def learned_rewards(inputs: StageInputs) -> dict[str, Batched]:
+    """The reward `judge`, where rl.rewards names it: a reward model, rl.judge's or that of this run."""
+    rl = inputs.cfg.rl
+    if "judge" not in [text.partition("=")[0] for text in rl.rewards]:
+        return {}
+    from onesitting.stages.reward import load_reward_model
+
+    return {"judge": load_reward_model(rl.judge or inputs.folder.parent, inputs.plan.torch_device).judge}

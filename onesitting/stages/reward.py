@@ -29,6 +29,7 @@ from onesitting.data.tokens import PreferenceFolder
 from onesitting.errors import UserError
 from onesitting.evaluation.preferences import count_wins, held_out_batches
 from onesitting.model.transformer import Transformer
+from onesitting.rewards import Attempt
 from onesitting.stages.next_token import rank_share
 from onesitting.tokenizer.bpe import Tokenizer
 from onesitting.tokenizer.chat import render
@@ -147,6 +148,8 @@ class RewardStage:
 # ---- using a reward model ------------------------------------------------------------------------------------
 
 Conversation = Sequence[Mapping[str, Any]]
+AT_ONCE = 32
+"""Conversations in one forward pass."""
 
 
 class RewardModel:
@@ -170,19 +173,23 @@ class RewardModel:
         prompt to prompt only their differences mean something.
         """
         offered = tools or [None] * len(conversations)
+        length = self.model.cfg.context_length
         ids = [
-            render(self.tokenizer, messages, each)[0]
+            render(self.tokenizer, messages, each)[0][-length:]
             for messages, each in zip(conversations, offered, strict=True)
         ]
-        if not ids:
-            return []
-        length = self.model.cfg.context_length
-        batch = whole_conversations(
-            [one[-length:] for one in ids], row_length=length, eos_id=self.tokenizer.eos_id
-        )
-        with torch.inference_mode():
-            parts = [conversation_scores(self.model, batch.to(self.model.device))]
-        return torch.cat(parts).tolist()
+        scores: list[float] = []
+        for start in range(0, len(ids), AT_ONCE):
+            part = ids[start : start + AT_ONCE]
+            batch = whole_conversations(part, row_length=length, eos_id=self.tokenizer.eos_id)
+            with torch.inference_mode():
+                scores += conversation_scores(self.model, batch.to(self.model.device)).tolist()
+        return scores
+
+    def judge(self, attempts: Sequence[Attempt]) -> list[float]:
+        """The scores of attempts: a reward for reinforcement learning."""
+        conversations = [[*attempt.prompt, *attempt.messages] for attempt in attempts]
+        return self.scores(conversations, [attempt.tools for attempt in attempts])
 
 
 def load_reward_model(path: str | Path, device: str | torch.device = "cpu") -> RewardModel:

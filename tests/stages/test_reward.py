@@ -14,8 +14,10 @@ from onesitting.config import RewardConfig
 from onesitting.errors import UserError
 from onesitting.model.flops import count_parameters
 from onesitting.model.transformer import Transformer
+from onesitting.rewards import Attempt
 from onesitting.runlog import RunFolder, read_jsonl
 from onesitting.stages.reward import (
+    AT_ONCE,
     RewardStage,
     conversation_scores,
     load_reward_model,
@@ -28,6 +30,15 @@ from onesitting.train.budget import StepTarget
 from onesitting.train.distributed import Ranks
 from onesitting.train.loop import FitSettings, fit
 
+ATTEMPT = Attempt(
+    prompt=[{"role": "user", "content": "What is it?"}],
+    messages=[
+        {"role": "assistant", "content": "", "tool_calls": [{"type": "invalid", "text": "{look"}]},
+        {"role": "tool", "content": "It is cut."},
+        {"role": "assistant", "content": "It is good."},
+    ],
+    tools=[{"type": "function", "function": {"name": "look", "description": "Look.", "parameters": {}}}],
+)
 TALK = [{"role": "user", "content": "What is it?"}, {"role": "assistant", "content": "It is good."}]
 
 
@@ -183,3 +194,16 @@ def test_a_conversation_longer_than_the_context_keeps_its_end(
     long = [{"role": "user", "content": "What is it? " * 200}, TALK[1]]
     assert math.isfinite(reward_model.score(long))
     assert reward_model.scores([]) == []
+
+
+def test_attempts_are_judged_as_the_conversations_they_are(
+    tmp_path: Path, words: Tokenizer, start: Path
+) -> None:
+    save_model(tmp_path / "model", scorer(start), words)
+    judge = load_reward_model(tmp_path / "model")
+    plain = Attempt(prompt=TALK[:1], messages=TALK[1:])
+    scores = judge.judge([plain, ATTEMPT] * AT_ONCE)  # two passes
+    assert scores[:2] == pytest.approx([judge.score(TALK), scores[-1]], abs=1e-5)
+    with_tools = judge.score([*ATTEMPT.prompt, *ATTEMPT.messages], ATTEMPT.tools)
+    assert scores[-1] == pytest.approx(with_tools, abs=1e-5)
+    assert scores[0] != scores[1]
