@@ -16,7 +16,7 @@ from onesitting.model.hf import read_config
 from onesitting.model.peft import base_folder
 from onesitting.model.rope import original_context, stretched
 from onesitting.recipe import load_recipe, resolve
-from onesitting.runlog import CONFIG_FILE
+from onesitting.runlog import CONFIG_FILE, StageFolder
 from onesitting.tokenizer.bpe import Tokenizer
 
 
@@ -86,13 +86,16 @@ def _check_tokenizer(cfg: RunConfig, folder: Path) -> None:
 
 
 def start_run(cfg: RunConfig) -> RunConfig | None:
-    """Settings of the run that made the start model, RUN/STAGE/…; None for a model from elsewhere."""
+    """Settings of the run that trained the start model, RUN/STAGE/…; None for a model from elsewhere or an import."""
     folder = start_folder(cfg)
     if folder is None:
         return None
     for run in folder.absolute().parents[1:3]:
-        in_stage = any(folder.absolute().is_relative_to(run / stage) for stage in get_args(StageName))
-        if in_stage and (run / CONFIG_FILE).is_file():
+        stages = [
+            run / stage for stage in get_args(StageName) if folder.absolute().is_relative_to(run / stage)
+        ]
+        trained = any(StageFolder(stage).metrics_path.is_file() for stage in stages)
+        if trained and (run / CONFIG_FILE).is_file():
             return resolve(load_recipe(run))
     return None
 
