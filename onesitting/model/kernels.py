@@ -121,17 +121,17 @@ class _BlockedAttention(torch.autograd.Function):
         queries = _by_key_head(q, K).mul_(D**-0.5)  # (B·K, G, T, D)
         keys, values = (x.transpose(1, 2).reshape(B * K, T, D) for x in (k, v))
         y = torch.empty(B, T, K, H // K, D, dtype=q.dtype)
-        future = torch.full((QUERY_BLOCK, QUERY_BLOCK), -torch.inf).triu_(1)
+        future = torch.full((QUERY_BLOCK, QUERY_BLOCK), -torch.inf, dtype=q.dtype).triu_(1)
         kept: list[Tensor] = []
         for start, end in _blocks(T):
             n = end - start
             block = queries[:, :, start:end].reshape(B * K, -1, D)  # (B·K, G·n, D)
-            scores = (block @ keys[:, :end].transpose(1, 2)).float().view(B, H, n, end)
+            scores = (block @ keys[:, :end].transpose(1, 2)).view(B, H, n, end)
             if bias is None:
                 scores[..., start:] += future[:n, :n]
             else:
                 scores += bias[:, :, start:end, :end]
-            probs = scores.softmax(dim=-1).to(q.dtype).view(B * K, -1, end)
+            probs = scores.softmax(dim=-1).view(B * K, -1, end)  # its sums are float32 inside
             y[:, start:end] = (probs @ values[:, :end]).view(B, K, -1, n, D).permute(0, 3, 1, 2, 4)
             kept.append(probs)
         if any(ctx.needs_input_grad):
