@@ -120,7 +120,7 @@ def run_watched(
     limit_s: float,
     log: Path,
     environment: Mapping[str, str] | None = None,
-    memory_every_s: float = 0.5,
+    memory_every_s: float = 0.1,
     on_line: Callable[[str, float], None] = lambda line, seconds: None,
     on_poll: Callable[[float], None] = lambda seconds: None,
 ) -> Ended:
