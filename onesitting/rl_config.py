@@ -53,7 +53,7 @@ class PolicyConfig:
     steps: int = 0
     """Optimizer steps; 0: what the time budget allows."""
     micro_batch_rows: int = 0
-    """Attempts in one forward pass; 0: chosen by the device."""
+    """Rows in one forward pass, each a prompt with its attempts; 0: chosen by the device."""
     lr_scale: float = 0.1
     """Multiplies every learning rate of this stage."""
     warmup_steps: int = 5

@@ -66,6 +66,10 @@ def make_norm(cfg: ModelConfig) -> RMSNorm | LayerNorm:
     return LayerNorm(cfg.d_model, cfg.norm_eps, cfg.bias)
 
 
+SHARED = -2
+"""Number of the "document" that all documents behind it in its row see: a prompt before several replies."""
+
+
 def document_positions(doc_ids: Tensor) -> Tensor:
     """(B, T) int64 positions that restart at 0 with each document of a row; doc_ids (B, T) integers."""
     index = torch.arange(doc_ids.shape[1], device=doc_ids.device).expand(doc_ids.shape)
@@ -74,8 +78,9 @@ def document_positions(doc_ids: Tensor) -> Tensor:
 
 
 def document_bias(doc_ids: Tensor, dtype: torch.dtype) -> Tensor:
-    """(B, 1, T, T), 0 where a query (row) may see a key (column): same document, not later; -inf elsewhere."""
-    visible = (doc_ids[:, :, None] == doc_ids[:, None, :]).tril_()
+    """(B, 1, T, T), 0 where a query (row) may see a key (column): same document or SHARED, not later; else -inf."""
+    same = doc_ids[:, :, None] == doc_ids[:, None, :]
+    visible = same.logical_or_((doc_ids == SHARED)[:, None, :]).tril_()
     return torch.zeros_like(visible, dtype=dtype).masked_fill_(~visible, -torch.inf)[:, None]
 
 
@@ -250,7 +255,7 @@ class Transformer(nn.Module):
 
         tokens: (B, T) integers in [0, V).
         doc_ids: (B, T) integers; a token sees only earlier tokens of its row with the same id, ids being
-            constant over a document's run of tokens. None: the row is one document.
+            constant over a document's run of tokens, or the id SHARED. None: the row is one document.
         positions: (B, T) integers; None: counted from the start of the row or of the document.
         cache: tokens are then those of `KVCache.read`, which knows their texts and positions.
         """

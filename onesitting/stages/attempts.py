@@ -1,30 +1,24 @@
-"""Batches of attempts: from prompts to rewarded rollouts to tensors, for GRPO and PPO alike.
+"""From prompts to rewarded attempts, for GRPO and PPO alike; attempt_batches.py makes tensors of them.
 
 A batch of attempts is a function of (weights, seed, number of the batch): resuming makes the same one again. It is cut
-into minibatches of whole groups, one for each optimizer step, and those into micro-batches of rows of similar length.
-
-Shapes: B rows, T tokens in a row, N sampled tokens of a batch, row after row.
+into minibatches of whole groups, one for each optimizer step.
 """
 
 from collections.abc import Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 import torch
-from torch import Tensor
 
 from onesitting.checkpoint import load_model
 from onesitting.config import RunConfig
-from onesitting.data.examples import IGNORED
 from onesitting.data.prompts import Prompt, Prompts, read_prompts
 from onesitting.data.world.splits import Split
-from onesitting.model.logprobs import token_logprobs
 from onesitting.model.transformer import Transformer
 from onesitting.rewards import Attempt, Batched, parse_terms, weighted_sum
 from onesitting.stages.next_token import rank_share
-from onesitting.stages.policy_loss import Aggregation, token_weights
 from onesitting.stages.rollout import RolloutSettings, Trajectory, rollout
 from onesitting.tokenizer.bpe import Tokenizer
 from onesitting.tools.process import ToolProcess
@@ -33,42 +27,6 @@ from onesitting.train import distributed
 from onesitting.train.device import DevicePlan
 
 THINKING = {"auto": None, "on": True, "off": False}
-
-
-@dataclass(frozen=True, kw_only=True)
-class RLBatch:
-    """A micro-batch of attempts.
-
-    tokens: (B, T) int64 inputs, padded at the right. targets: (B, T) int64, the next token where the model sampled it,
-    else IGNORED. All others are (N,) float32 over the sampled tokens: advantages, weights in the loss; old, reference:
-    log-probabilities of the policy that sampled (None: the present one) and of the model at the start (None: not
-    needed); values and returns (PPO).
-    """
-
-    tokens: Tensor
-    targets: Tensor
-    advantages: Tensor
-    weights: Tensor
-    rewards: Tensor
-    """(B,) float32, the reward of each attempt."""
-    old: Tensor | None = None
-    reference: Tensor | None = None
-    values: Tensor | None = None
-    returns: Tensor | None = None
-    n_units: int
-    n_tokens: int
-    statistics: dict[str, tuple[float, float]] = field(default_factory=dict[str, tuple[float, float]])
-    """Name -> (sum, count): facts about the whole batch of attempts, on the first micro-batch of its first step."""
-
-    @property
-    def rows(self) -> Tensor:
-        """(N,) int64, the row of each sampled token."""
-        return torch.nonzero(self.targets != IGNORED)[:, 0]
-
-    def to(self, device: torch.device) -> Self:
-        """The batch on a device."""
-        moved = {name: value.to(device) for name, value in vars(self).items() if isinstance(value, Tensor)}
-        return replace(self, **moved)
 
 
 @dataclass
@@ -230,71 +188,6 @@ def evaluating(model: Transformer) -> Any:
         yield whole
     finally:
         model.train(was_training)
-
-
-def make_batches(
-    trajectories: Sequence[Trajectory],
-    rewards: Sequence[float],
-    advantages: Sequence[float],
-    *,
-    aggregation: Aggregation,
-    max_tokens: int,
-    micro_rows: int,
-    keep_zero: bool,
-    pad_id: int,
-) -> list[RLBatch]:
-    """Micro-batches of at most `micro_rows` attempts of similar length.
-
-    advantages: one an attempt, given to each of its sampled tokens. max_tokens: of an attempt, for `constant`.
-    keep_zero: also compute attempts whose advantage is zero; without a divergence or a value to learn they have no
-    gradient, so that leaving them out saves time. They count as units in any case.
-    """
-    lengths = torch.tensor([attempt.n_sampled for attempt in trajectories])
-    weights = token_weights(lengths, aggregation, max_tokens)
-    written = [i for i, length in enumerate(lengths.tolist()) if length]
-    n_units = int(lengths.sum()) if aggregation == "token" else len(written)
-    kept = [i for i in written if keep_zero or advantages[i] != 0] or written[:1]
-    kept.sort(key=lambda i: len(trajectories[i].ids))
-    batches: list[RLBatch] = []
-    for start in range(0, len(kept), micro_rows):
-        part = kept[start : start + micro_rows]
-        tokens, targets = padded([trajectories[i] for i in part], pad_id)
-        batches.append(
-            RLBatch(
-                tokens=tokens,
-                targets=targets,
-                advantages=torch.tensor([advantages[i] for i in part]).repeat_interleave(lengths[part]),
-                weights=weights[part].repeat_interleave(lengths[part]),
-                rewards=torch.tensor([rewards[i] for i in part]),
-                n_units=0 if batches else n_units,
-                n_tokens=sum(len(trajectories[i].ids) - 1 for i in part),
-            )
-        )
-    return batches
-
-
-def padded(trajectories: Sequence[Trajectory], pad_id: int) -> tuple[Tensor, Tensor]:
-    """(tokens (B, T), targets (B, T)) of attempts, padded at the right where nothing sees it."""
-    longest = max(len(attempt.ids) for attempt in trajectories) - 1
-    tokens = torch.full((len(trajectories), longest), pad_id, dtype=torch.int64)
-    targets = torch.full((len(trajectories), longest), IGNORED, dtype=torch.int64)
-    for row, attempt in enumerate(trajectories):
-        ids = torch.tensor(attempt.ids)
-        sampled = torch.tensor(attempt.sampled)
-        tokens[row, : len(ids) - 1] = ids[:-1]
-        targets[row, : len(ids) - 1] = torch.where(sampled[1:], ids[1:], IGNORED)
-    return tokens, targets
-
-
-def sampled_hidden(model: Transformer, batch: RLBatch) -> Tensor:
-    """(N, d_model) hidden states from which the sampled tokens were predicted."""
-    return model.hidden(batch.tokens)[batch.targets != IGNORED]
-
-
-def sampled_logprobs(model: Transformer, batch: RLBatch, hidden: Tensor, temperature: float) -> Tensor:
-    """(N,) float32 log-probabilities of the sampled tokens at the temperature that they were sampled with."""
-    targets = batch.targets[batch.targets != IGNORED]
-    return token_logprobs(hidden, model.output_weight, targets, temperature)
 
 
 def load_reference(start: Path | None, plan: DevicePlan) -> Transformer:

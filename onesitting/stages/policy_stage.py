@@ -21,16 +21,8 @@ from onesitting.model.lora import disabled
 from onesitting.model.transformer import Transformer
 from onesitting.rewards import Batched
 from onesitting.rl_config import PolicyConfig
-from onesitting.stages.attempts import (
-    AttemptMaker,
-    Rewarded,
-    RLBatch,
-    joined,
-    load_reference,
-    make_batches,
-    sampled_hidden,
-    sampled_logprobs,
-)
+from onesitting.stages.attempt_batches import RLBatch, make_batches, sampled_hidden, sampled_logprobs
+from onesitting.stages.attempts import AttemptMaker, Rewarded, joined, load_reference
 from onesitting.stages.policy_loss import Clip, Ratio, kl_estimate, log_ratios, policy_loss
 from onesitting.tokenizer.bpe import Tokenizer
 from onesitting.train.device import DevicePlan
@@ -93,11 +85,10 @@ class PolicyStage:
     def micro_batches(self, model: Transformer, part: Rewarded) -> list[RLBatch]:
         """Micro-batches of one minibatch, with log-probabilities of the policies that do not change any more."""
         rl, settings = self.cfg.rl, self.settings
-        longest = max((len(attempt.ids) for attempt in part.trajectories), default=1)
         batches = make_batches(
             part.trajectories, part.rewards, self.advantages(part), aggregation=settings.aggregation,
             max_tokens=rl.max_tokens * rl.max_turns,
-            micro_rows=self.plan.micro_batch_rows(longest, settings.micro_batch_rows),
+            micro_tokens=self.plan.micro_batch_tokens, micro_rows=settings.micro_batch_rows,
             keep_zero=rl.kl_weight > 0 or self.learns_values, pad_id=self.tokenizer.eos_id,
         )  # fmt: skip
         if self.cycle > 1:
@@ -128,14 +119,14 @@ class PolicyStage:
         self, model: Transformer, batch: RLBatch, hidden: Tensor
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """The same from hidden states (N, d_model) before the sampled tokens."""
-        rl, settings, rows = self.cfg.rl, self.settings, batch.rows
+        rl, settings = self.cfg.rl, self.settings
         logp = sampled_logprobs(model, batch, hidden, rl.temperature)
         old = logp.detach() if batch.old is None else batch.old
-        log_ratio = log_ratios(logp, old, rows, len(batch.tokens), self.ratio)
+        log_ratio = log_ratios(logp, old, batch.attempts, batch.n_attempts, self.ratio)
         part = policy_loss(
             logp, log_ratio, batch.advantages, low=settings.clip_low, high=settings.clip_high, clip=self.clip
         )
-        loss, n = part.loss, torch.tensor(float(len(rows)), device=logp.device)
+        loss, n = part.loss, torch.tensor(float(len(logp)), device=logp.device)
         sums = {"clip_fraction": part.clipped.sum().float(), "clip_fraction/n": n}
         sums |= {"approx_kl": kl_estimate(old, logp.detach(), "k3").sum(), "approx_kl/n": n}
         if batch.reference is not None:

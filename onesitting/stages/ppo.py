@@ -17,7 +17,8 @@ from onesitting.config import RunConfig
 from onesitting.errors import UserError
 from onesitting.model.transformer import Linear, Transformer
 from onesitting.rewards import Batched
-from onesitting.stages.attempts import Rewarded, RLBatch, sampled_hidden
+from onesitting.stages.attempt_batches import RLBatch, sampled_hidden
+from onesitting.stages.attempts import Rewarded
 from onesitting.stages.policy_loss import generalised_advantages, value_loss
 from onesitting.stages.policy_stage import PolicyStage
 from onesitting.tokenizer.bpe import Tokenizer
@@ -48,16 +49,15 @@ def values_of(model: Transformer, hidden: Tensor) -> Tensor:
 
 def attempt_advantages(batch: RLBatch, values: Tensor, *, gamma: float, lam: float) -> tuple[Tensor, Tensor]:
     """(advantages (N,), returns (N,)) of a micro-batch; the reward comes with the last token. values: (N,)."""
-    rows = batch.rows
-    n_rows = len(batch.tokens)
-    lengths = torch.bincount(rows, minlength=n_rows)
-    places = torch.cat([torch.arange(int(length)) for length in lengths]).to(rows.device)
-    table = values.new_zeros(n_rows, int(lengths.max()))  # (B, T)
+    attempts, n_attempts = batch.attempts, batch.n_attempts
+    lengths = torch.bincount(attempts, minlength=n_attempts)
+    places = torch.cat([torch.arange(int(length)) for length in lengths]).to(attempts.device)
+    table = values.new_zeros(n_attempts, int(lengths.max()))  # (A, longest)
     rewards = table.clone()
-    table[rows, places] = values
-    rewards[torch.arange(n_rows), lengths - 1] = batch.rewards
+    table[attempts, places] = values
+    rewards[torch.arange(n_attempts), lengths - 1] = batch.rewards
     advantages, returns = generalised_advantages(rewards, table, gamma=gamma, lam=lam)
-    return advantages[rows, places], returns[rows, places]
+    return advantages[attempts, places], returns[attempts, places]
 
 
 class PPOStage(PolicyStage):

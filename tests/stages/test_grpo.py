@@ -15,7 +15,8 @@ from onesitting.checkpoint import save_model
 from onesitting.config import RunConfig
 from onesitting.model.transformer import Transformer
 from onesitting.runlog import RunFolder, read_jsonl
-from onesitting.stages.attempts import Rewarded, RLBatch, make_batches
+from onesitting.stages.attempt_batches import RLBatch, make_batches, shared_rows
+from onesitting.stages.attempts import Rewarded
 from onesitting.stages.grpo import GRPOStage
 from onesitting.stages.rollout import Trajectory
 from onesitting.train import distributed
@@ -70,12 +71,12 @@ def test_log_probabilities_of_the_engine_and_of_training_agree_at_the_sampling_t
         [1.0] * 8,
         aggregation="token",
         max_tokens=12,
-        micro_rows=100,
+        micro_tokens=10_000,
         keep_zero=True,
         pad_id=0,
     )
     trained = torch.cat([stage.fixed_logprobs(model, batch) for batch in batches])
-    order = sorted(range(len(part.trajectories)), key=lambda i: len(part.trajectories[i].ids))
+    order = [i for row in shared_rows(part.trajectories, range(8)) for i in row]
     engine = torch.tensor([logprob for i in order for logprob in part.trajectories[i].logprobs])
     assert torch.allclose(trained, engine, atol=1e-4)
 
@@ -99,7 +100,7 @@ def test_loss_and_gradient_are_independent_of_the_micro_batch_split(aggregation:
         stage = make_stage(cfg)
         batches = stage.next_batches(model, 0, 256)
         n_rows = sum(len(batch.tokens) for batch in batches)
-        assert n_rows >= 4, "a group without a difference is left out"
+        assert n_rows >= 1, "a group without a difference is left out"
         assert len(batches) == -(-n_rows // rows)
         found.append(gradient(stage, model, batches))
     for loss, grads in found[:2]:
@@ -154,7 +155,7 @@ def test_the_divergence_from_the_start_is_zero_at_the_start_and_pulls_back_later
 def test_attempts_without_a_sampled_token_teach_nothing_and_are_no_nan():
     empty = Trajectory(ids=[1, 2, 3], n_prompt=3, sampled=[False] * 3)
     one = Trajectory(ids=[1, 2, 3], n_prompt=2, sampled=[False, False, True], logprobs=[-1.0])
-    arguments: dict[str, Any] = {"max_tokens": 5, "micro_rows": 2, "keep_zero": False, "pad_id": 0}
+    arguments: dict[str, Any] = {"max_tokens": 5, "micro_tokens": 100, "keep_zero": False, "pad_id": 0}
     assert make_batches([empty], [0.0], [0.0], aggregation="sequence", **arguments) == []
     (batch,) = make_batches([empty, one], [0.0, 1.0], [0.0, 1.0], aggregation="sequence", **arguments)
     assert batch.n_units == 1

@@ -11,7 +11,7 @@ from onesitting.checkpoint import latest_checkpoint, load_model
 from onesitting.config import PPOConfig, RunConfig
 from onesitting.model.transformer import Transformer
 from onesitting.runlog import RunFolder, read_jsonl
-from onesitting.stages.attempts import RLBatch, make_batches
+from onesitting.stages.attempt_batches import RLBatch, make_batches
 from onesitting.stages.ppo import PPOStage, add_value_head, attempt_advantages
 from onesitting.stages.rollout import Trajectory
 from onesitting.train import distributed
@@ -47,19 +47,20 @@ def test_advantages_of_attempts_in_one_batch_equal_values_worked_out_by_hand():
         [0.0, 0.0],
         aggregation="token",
         max_tokens=2,
-        micro_rows=2,
+        micro_tokens=100,
         keep_zero=True,
         pad_id=0,
     )
-    # Rows are sorted by length: the short one first. Values 0.2 | 0.5, 0.4.
-    advantages, returns = attempt_advantages(batch, torch.tensor([0.2, 0.5, 0.4]), gamma=0.9, lam=0.5)
-    # -1 - 0.2 = -1.2 | last: 1 - 0.4 = 0.6; first: 0.9*0.4 - 0.5 + 0.45*0.6 = 0.13
-    assert advantages.tolist() == pytest.approx([-1.2, 0.13, 0.6])
-    assert returns.tolist() == pytest.approx([-1.0, 0.63, 1.0])
+    # Both stand in one row, behind the prompt that they share. Values 0.5, 0.4 | 0.2.
+    assert len(batch.tokens) == 1
+    advantages, returns = attempt_advantages(batch, torch.tensor([0.5, 0.4, 0.2]), gamma=0.9, lam=0.5)
+    # last: 1 - 0.4 = 0.6; first: 0.9*0.4 - 0.5 + 0.45*0.6 = 0.13 | -1 - 0.2 = -1.2
+    assert advantages.tolist() == pytest.approx([0.13, 0.6, -1.2])
+    assert returns.tolist() == pytest.approx([0.63, 1.0, -1.0])
 
 
 def test_normalised_advantages_have_mean_zero_and_deviation_one_over_the_whole_step():
-    stage, model = make(ppo_config({"micro_batch_rows": 12}))
+    stage, model = make(ppo_config({"micro_batch_rows": 3}))
     batches = stage.next_batches(model, 0, 256)
     every = torch.cat([batch.advantages for batch in batches])
     assert len(batches) > 1
@@ -77,7 +78,7 @@ def gradients(stage: PPOStage, model: Transformer, batches: list[RLBatch]) -> Te
 
 def test_the_gradient_is_independent_of_the_micro_batch_split_and_reaches_the_value_head():
     found = []
-    for rows in (5, 32):
+    for rows in (3, 8):
         stage, model = make(ppo_config({"micro_batch_rows": rows}))
         found.append(gradients(stage, model, stage.next_batches(model, 0, 256)))
         assert model.value is not None

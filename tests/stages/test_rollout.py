@@ -11,7 +11,7 @@ from onesitting.data.world.tools import CALCULATOR, world_tools
 from onesitting.inference.generate import generate
 from onesitting.inference.row import thought_of
 from onesitting.inference.sampling import Sampling
-from onesitting.stages.attempts import padded
+from onesitting.stages.attempt_batches import lay_out
 from onesitting.stages.rollout import RolloutSettings, Trajectory, rollout
 from onesitting.tokenizer.chat import render
 from onesitting.tools.process import ToolProcess
@@ -107,7 +107,7 @@ def test_padding_changes_no_log_probability():
     model = random_model(tokenizer)
     rows = [[5, 9, 20, 31, 7, 40], [8, 30, 12]]
     made = [Trajectory(ids=ids, n_prompt=1, sampled=[False] + [True] * (len(ids) - 1)) for ids in rows]
-    tokens, targets = padded(made, tokenizer.eos_id)
+    tokens, targets, _, _ = lay_out([[attempt] for attempt in made], tokenizer.eos_id)
     assert targets.tolist() == [[9, 20, 31, 7, 40], [30, 12, -100, -100, -100]]
     together = model.hidden(tokens)
     for i, ids in enumerate(rows):
