@@ -19,6 +19,9 @@ from onesitting.inference.sampling import Sampling, choose
 from onesitting.model.kv_cache import CHUNK, KVCache, Next, Piece
 from onesitting.model.transformer import Transformer
 
+PREFIX_BYTES = 256 * 2**20
+"""Memory for the beginnings of prompts that come more than once, as in the groups of reinforcement learning."""
+
 
 class PrefixCache:
     """Keys and values of the beginnings of prompts, in pieces of CHUNK tokens; the least recently used go first.
@@ -26,7 +29,7 @@ class PrefixCache:
     A piece is found by all tokens up to its end, so that equal keys mean equal contents.
     """
 
-    def __init__(self, max_bytes: int) -> None:
+    def __init__(self, max_bytes: int = PREFIX_BYTES) -> None:
         self.max_bytes, self.n_bytes = max_bytes, 0
         self.n_hit_tokens = 0
         self._pieces: OrderedDict[tuple[int, ...], tuple[Tensor, Tensor]] = OrderedDict()

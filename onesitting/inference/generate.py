@@ -24,9 +24,6 @@ BATCH_ROWS = 64
 PREFILL_TOKENS = 4096
 """Tokens of prompts read in one forward pass, over all rows; bounds its memory."""
 
-PREFIX_BYTES = 256 * 2**20
-"""Memory for the beginnings of prompts that come more than once, as in the groups of reinforcement learning."""
-
 
 def generate(
     model: Transformer,
@@ -40,6 +37,7 @@ def generate(
     indices: Sequence[int] | None = None,
     thought: Thought | None = None,
     draft: Transformer | None = None,
+    prefixes: PrefixCache | None = None,
 ) -> list[Completion]:
     """One Completion for each prompt, in their order.
 
@@ -49,6 +47,7 @@ def generate(
     indices: number of each prompt, of which with sampling.seed its randomness is a function; None: 0, 1, …
     thought: limit to what the model thinks before it answers; what it forces is written, not sampled.
     draft: a smaller model of the same vocabulary, which guesses ahead (speculative.py); one text after the other then.
+    prefixes: what earlier calls with the very same weights have read; None: this call's own, if a prompt comes twice.
     """
     with torch.inference_mode():
         model = for_decoding(model, dtype)
@@ -63,7 +62,8 @@ def generate(
         elif waiting:
             longest = max(len(row.prompt) + row.limit for row in waiting)
             rounds = _occurrences(waiting)
-            prefixes = PrefixCache(PREFIX_BYTES) if any(rounds) else None
+            if prefixes is None and any(rounds):
+                prefixes = PrefixCache()
             batch = Batch(model, min(BATCH_ROWS, len(waiting)), longest, PREFILL_TOKENS, prefixes)
             # The second copies of a prompt come after all the first ones, which have read it for them by then.
             order = sorted(range(len(waiting)), key=lambda i: (rounds[i], i), reverse=True)

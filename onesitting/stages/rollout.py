@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from hashlib import blake2b
 
 from onesitting.data.prompts import Prompt
+from onesitting.inference.batch import PrefixCache
 from onesitting.inference.generate import Completion, generate
 from onesitting.inference.sampling import Sampling
 from onesitting.model.transformer import Transformer
@@ -76,6 +77,7 @@ def rollout(
     indices: number of each attempt among those of all processes; its randomness is a function of (seed, index).
     """
     found = [_begin(tokenizer, prompt, settings) for prompt in prompts]
+    prefixes = PrefixCache()  # a later turn has read most of its prompt in the turn before
     for turn in range(settings.max_turns):
         active = [i for i, attempt in enumerate(found) if attempt.goes_on]
         if not active:
@@ -84,9 +86,8 @@ def rollout(
             temperature=settings.temperature, max_tokens=settings.max_tokens, seed=seed_of(seed, turn)
         )
         starts = [found[i].ids for i in active]
-        done = generate(
-            model, tokenizer, starts, sampling, logprobs=True, indices=[indices[i] for i in active]
-        )
+        numbers = [indices[i] for i in active]
+        done = generate(model, tokenizer, starts, sampling, logprobs=True, indices=numbers, prefixes=prefixes)
         for i, completion in zip(active, done, strict=True):
             _take(found[i], completion, settings)
             calls = found[i].messages[-1]["tool_calls"]

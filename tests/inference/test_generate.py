@@ -41,6 +41,12 @@ def model(tokenizer: Tokenizer) -> Transformer:
     return model
 
 
+def with_context(model: Transformer, context_length: int) -> Transformer:
+    other = Transformer(replace(model.cfg, context_length=context_length))
+    other.load_state_dict(model.state_dict())
+    return other
+
+
 def encoded(tokenizer: Tokenizer) -> list[list[int]]:
     return [tokenizer.encode(text) for text in PROMPTS]
 
@@ -96,16 +102,15 @@ def test_sampled_row_does_not_depend_on_the_batch_it_is_in(
 def test_a_prompt_that_comes_again_is_read_once_and_writes_the_same(
     model: Transformer, tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    longer = Transformer(replace(model.cfg, context_length=256))
-    longer.load_state_dict(model.state_dict())
+    longer = with_context(model, 256)
     first, second = tokenizer.encode(CORPUS[0] * 40)[:150], tokenizer.encode(CORPUS[1] * 40)[:140]
     prompts, sampling = [first, first, first, second, second], Sampling(seed=4, max_tokens=9)
     alone = [generate(longer, tokenizer, [ids], sampling, indices=[i])[0] for i, ids in enumerate(prompts)]
     caches: list[PrefixCache] = []
 
     class Watched(PrefixCache):
-        def __init__(self, max_bytes: int) -> None:
-            super().__init__(max_bytes)
+        def __init__(self) -> None:
+            super().__init__()
             caches.append(self)
 
     monkeypatch.setattr(generation, "PrefixCache", Watched)
@@ -114,6 +119,16 @@ def test_a_prompt_that_comes_again_is_read_once_and_writes_the_same(
     assert [cache.n_hit_tokens for cache in caches] == [3 * 2 * 64], "two pieces of 64 in each further copy"
     assert generate(longer, tokenizer, [first, second], sampling)[0] == alone[0]
     assert len(caches) == 1, "nothing is kept where nothing comes again"
+
+
+def test_what_an_earlier_call_has_read_is_not_read_again(model: Transformer, tokenizer: Tokenizer) -> None:
+    longer, beginning = with_context(model, 256), [300 + i % 5 for i in range(70)]
+    sampling, prefixes = Sampling(temperature=0.8, max_tokens=6, seed=3), PrefixCache()
+    for number, prompt in enumerate((beginning, [*beginning, 5, 6, 7], [*beginning, 8])):
+        (alone,) = generate(longer, tokenizer, [prompt], sampling)
+        (again,) = generate(longer, tokenizer, [prompt], sampling, prefixes=prefixes)
+        assert again == alone
+        assert prefixes.n_hit_tokens == 64 * number
 
 
 @pytest.mark.parametrize("sampling", SETTINGS)
