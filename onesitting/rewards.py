@@ -10,12 +10,13 @@ import secrets
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from difflib import SequenceMatcher
 from typing import Any
 
 from onesitting.data.world.scoring import Reply
 from onesitting.data.world.suite import SCORERS
 from onesitting.errors import UserError
-from onesitting.tools.protocol import ERROR, JSON
+from onesitting.tools.protocol import ERROR, JSON, parsed_arguments
 from onesitting.tools.sandbox import Limits, run_python
 
 N_THREADS = 4
@@ -123,6 +124,36 @@ def tool_success(attempt: Attempt) -> float:
     return sum(good) / len(good) if good else 0.0
 
 
+def near_call(attempt: Attempt) -> float:
+    """How near the nearest of the attempt's calls is to the reference's `name` and one of its `arguments`; 1 is equal.
+
+    0 without a call of that tool; else the mean similarity of the arguments' texts (difflib's ratio). It tells
+    attempts apart where none is right. If the reference wants no call, 1 for none.
+    """
+    calls = [call for message in attempt.messages for call in message.get("tool_calls") or ()]
+    name = attempt.reference.get("name")
+    if name is None:
+        return float(not calls)
+    made = [call["function"] for call in calls if call.get("function", {}).get("name") == name]
+    return max(
+        (
+            _similarity(parsed_arguments(one["arguments"]), right)
+            for one in made
+            for right in attempt.reference["arguments"]
+        ),
+        default=0.0,
+    )
+
+
+def _similarity(arguments: Any, right: JSON) -> float:
+    if not isinstance(arguments, dict):
+        return 0.0
+    given: JSON = {str(name): value for name, value in arguments.items()}  # pyright: ignore[reportUnknownVariableType, reportUnknownArgumentType]
+    names = given.keys() | right.keys()
+    both = [(str(given[name]), str(right[name])) for name in names if name in given and name in right]
+    return sum(SequenceMatcher(None, *pair, autojunk=False).ratio() for pair in both) / max(1, len(names))
+
+
 def unit_test(attempt: Attempt, limits: Limits | None = None) -> float:
     """1 if the Python code in the text passes the reference's `tests` (asserts), run behind it in a sandbox.
 
@@ -147,6 +178,7 @@ REWARDS: Mapping[str, Reward] = {
     "length": length,
     "overlong": overlong,
     "tool_success": tool_success,
+    "near_call": near_call,
     "unit_test": unit_test,
 }
 

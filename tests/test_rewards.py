@@ -9,6 +9,7 @@ from onesitting.rewards import REWARDS, Attempt, parse_terms, unit_test, weighte
 from onesitting.tools.sandbox import Limits
 
 CALL = {"type": "function", "function": {"name": "calculator", "arguments": {"expression": "2 + 3"}}}
+RIGHT_CALL = {"name": "calculator", "arguments": [{"expression": "2 + 4"}]}
 BROKEN = {"type": "invalid", "text": "{", "error": "not JSON"}
 
 
@@ -49,6 +50,16 @@ def tool(result: str) -> dict[str, str]:
         ("tool_success", attempt("5", before=[{"role": "assistant", "tool_calls": [CALL]}, tool("5")]), 1.0),
         ("tool_success", attempt("?", before=[tool("error: no"), tool("5")]), 0.5),
         ("tool_success", attempt("5"), 0.0),
+        ("near_call", attempt("5", reference=RIGHT_CALL), 0.0),
+        ("near_call", attempt(tool_calls=[CALL], reference=RIGHT_CALL), 0.8),  # "2 + " of "2 + 3" and "2 + 4"
+        (
+            "near_call",
+            attempt("4", before=[{"role": "assistant", "tool_calls": [CALL]}], reference=RIGHT_CALL),
+            0.8,
+        ),
+        ("near_call", attempt(tool_calls=[CALL, BROKEN], reference=RIGHT_CALL | {"name": "lookup"}), 0.0),
+        ("near_call", attempt("5", reference={"name": None}), 1.0),
+        ("near_call", attempt(tool_calls=[CALL], reference={"name": None}), 0.0),
     ],
 )
 def test_a_reward_says_what_its_docstring_says(name: str, given: Attempt, value: float):

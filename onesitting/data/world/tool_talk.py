@@ -286,7 +286,7 @@ def agent_prompt(world: "World", rng: Random, split: Split) -> dict[str, Any]:
         "messages": [{"role": "user", "content": politely(rng, request.question)}],
         "tools": tools,
         "scorer": "answer",
-        "reference": {"accepted": [result]},
+        "reference": {"accepted": [result], "name": request.name, "arguments": [request.arguments]},
         "oracle": [
             call_message(request.name, request.arguments),
             {"role": "tool", "content": result},
