@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 from rich.text import Text
 
+from onesitting.config import SHARED_SECTIONS
 from onesitting.evaluation.curves import short_number
 from onesitting.evaluation.report_text import duration, percent
 
@@ -64,7 +65,10 @@ def _facts(plan: "Plan") -> list[tuple[str, str]]:
 
 
 def _detail(stage: "StagePlan") -> str:
-    """Tokens, steps and passes of a stage."""
+    """Tokens, steps and passes of a stage; how long a model's own attempts will be is not known before."""
+    if stage.name in SHARED_SECTIONS["rl"]:
+        attempts = stage.step_tokens // stage.row_length
+        return f"at least {stage.steps:,} steps of {attempts} attempts: so many if each filled the context"
     passes = "" if stage.passes is None else f" · {stage.passes:.1f} passes"
     rows = f"{stage.step_tokens // stage.row_length} rows of {stage.row_length}"
     return f"{short_number(stage.tokens)} tokens · {stage.steps:,} steps of {rows}{passes}"

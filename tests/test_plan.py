@@ -12,8 +12,10 @@ from onesitting import plan as planning
 from onesitting.config import (
     CorpusConfig,
     EvaluationConfig,
+    GRPOConfig,
     ModelConfig,
     PretrainConfig,
+    RLConfig,
     RunConfig,
     SFTConfig,
 )
@@ -175,6 +177,14 @@ def test_the_plan_shows_when_each_phase_ends(plan: Plan) -> None:
     assert "2026-01-02 00:00" in shown
     assert "onesitting run demo" in shown
     assert f"{plan.n_parameters:,}" in shown
+
+
+def test_attempts_are_counted_and_not_their_unknown_tokens(cfg: RunConfig) -> None:
+    short = replace(cfg, rl=RLConfig(max_tokens=16), grpo=GRPOConfig(steps=12))
+    plan = make_plan(replace(short, stages=("pretrain", "sft", "grpo")))
+    console = Console(record=True, width=200, force_terminal=False)
+    show_plan(plan, "demo", console)
+    assert "at least 12 steps of 128 attempts" in console.export_text()
 
 
 def test_memory_of_this_machine_is_known() -> None:
