@@ -25,16 +25,16 @@ class Budget:
     tokens: int | None = None
 
 
-def parse_budget(text: str) -> Budget:
+def parse_budget(text: str, setting: str = "budget") -> Budget:
     """`90s`, `5m`, `2h`, `1h30m` as seconds; `tokens=20M` as tokens.
 
-    Raises UserError for anything else.
+    Raises UserError that names the setting for anything else.
     """
     compact = "".join(text.split()).replace("_", "")
     if match := _TOKENS.fullmatch(compact):
         tokens = round(float(match[1]) * _MULTIPLE[match[2].lower()])
         if tokens < 1:
-            raise UserError(f"budget = {text!r}: the number of tokens must be at least 1")
+            raise UserError(f"{setting} = {text!r}: the number of tokens must be at least 1")
         return Budget(tokens=tokens)
     match = _TIME.fullmatch(compact)
     if not compact or match is None:
@@ -43,11 +43,11 @@ def parse_budget(text: str) -> Budget:
             hint = f"; did you mean '{compact}s' or '{compact}m'?"
         elif re.fullmatch(_NUMBER + "[kMGBgb]", compact):  # 20m is a time, 20M are tokens
             hint = f"; did you mean 'tokens={compact}'?"
-        raise UserError(f"budget = {text!r}: write a time such as 90s, 5m or 1h30m, or tokens=20M{hint}")
+        raise UserError(f"{setting} = {text!r}: write a time such as 90s, 5m or 1h30m, or tokens=20M{hint}")
     amounts = zip(match.groups(), _UNIT_S.values(), strict=True)
     seconds = sum(float(amount) * unit for amount, unit in amounts if amount)
     if seconds <= 0:
-        raise UserError(f"budget = {text!r}: the time must be more than 0")
+        raise UserError(f"{setting} = {text!r}: the time must be more than 0")
     return Budget(seconds=seconds)
 
 

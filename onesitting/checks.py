@@ -11,7 +11,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import get_args
 
-from onesitting.budgets import parse_end_moves
+from onesitting.budgets import parse_budget, parse_end_moves
 from onesitting.config import SHARED_SECTIONS, ModelConfig, RunConfig, StageName, stage_config, step_tokens
 from onesitting.errors import UserError
 
@@ -206,6 +206,7 @@ def _check_range(name: str, value: float, smallest: float, largest: float) -> No
 
 
 def _check_stages(cfg: RunConfig) -> None:
+    parse_budget(cfg.budget)
     if not cfg.stages:
         raise UserError(f"stages is empty: name at least one of {', '.join(get_args(StageName))}")
     if len(set(cfg.stages)) < len(cfg.stages):
@@ -217,6 +218,8 @@ def _check_stages(cfg: RunConfig) -> None:
         )
     for stage in cfg.stages:
         part = stage_config(cfg, stage)
+        if part.budget:
+            parse_budget(part.budget, f"{stage}.budget")
         if part.share == 0 and not (part.tokens or getattr(part, "steps", 0) or part.budget):
             raise UserError(f"{stage}.share = 0 leaves it no time: raise it, or take {stage} out of stages")
 

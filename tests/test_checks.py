@@ -42,6 +42,8 @@ def test_the_count_of_special_tokens_is_the_tokenizers() -> None:
         ("pretrain.context_length", 1024, "longer than model.context_length"),
         ("pretrain.short_context", 128, "pretrain.short_fraction"),
         ("sft.share", 0.0, "no time"),
+        ("budget", "", "write a time"),
+        ("sft.budget", "soon", "write a time"),
         ("stages", (), "pretrain, sft"),
         ("stages", ("sft", "sft"), "once"),
         ("stages", ("sft", "pretrain"), "use pretrain, sft"),

@@ -85,10 +85,9 @@ class Display:
         values = " · ".join(f"{key} {value:.4g}" for key, value in results.items())
         self.console.print(Text(f"{self.name:8} validation at step {step}: {values}"), soft_wrap=True)
         for text in texts:
-            shown = " ".join(str(text["text"]).split())
-            self.console.print(
-                Text(f"         “{text['prompt']}” → {shown[:200]}", style="dim"), soft_wrap=True
-            )
+            prompt, shown = (" ".join(str(text[key]).split()) for key in ("prompt", "text"))
+            prompt = prompt if len(prompt) <= 100 else f"… {prompt[-100:]}"
+            self.console.print(Text(f"         “{prompt}” → {shown[:200]}", style="dim"), soft_wrap=True)
 
     def note(self, message: str) -> None:
         """Show a line that a person should read."""
