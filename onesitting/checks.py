@@ -311,10 +311,10 @@ def _check_rl(cfg: RunConfig) -> None:
         )
     if "grpo" in cfg.stages and rl.samples < 2:
         raise UserError(f"rl.samples = {rl.samples}: GRPO compares attempts at one prompt; give at least 2")
-    if "ppo" in cfg.stages and (cfg.lora.rank or cfg.device.shard == "fsdp"):
+    if "ppo" in cfg.stages and cfg.device.shard == "fsdp":
         raise UserError(
-            f"lora.rank = {cfg.lora.rank}, device.shard = {cfg.device.shard}: ppo trains whole models on each process, "
-            "for its value head is not saved otherwise; use grpo, or lora.rank 0 and ddp"
+            f"device.shard = {cfg.device.shard}: ppo trains whole models on each process, for its value head stands "
+            "outside of the shards; use grpo, or ddp"
         )
     if rl.max_tokens >= cfg.model.context_length:
         raise UserError(

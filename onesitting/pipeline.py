@@ -241,10 +241,10 @@ class Run:
     def save_result(self, folder: StageFolder, model: Transformer) -> None:
         """The stage's final model; one with an adapter is merged, and the adapter kept beside it."""
         adapter = adapter_in_use(model)
+        model.value = None  # PPO's value head was for training alone
         if adapter is not None:
             save_adapter(folder.adapter, model, adapter, self.tokenizer)
             merge(model, adapter)
-        model.value = None  # PPO's value head was for training alone
         save_model(folder.model, model, self.tokenizer)
 
     def initial_model(self, name: str) -> Transformer:

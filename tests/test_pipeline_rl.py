@@ -43,6 +43,7 @@ def train(place: Path, stage: str, name: str, *more: str, processes: int = 1) ->
     [
         ("grpo", ()),
         ("ppo", ("--rl.epochs", "2")),
+        ("ppo", ("--lora.rank", "2", "--rl.samples", "2")),
         ("grpo", ("--rl.max_turns", "2", "--lora.rank", "2")),
     ],
 )

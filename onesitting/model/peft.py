@@ -23,6 +23,7 @@ from onesitting.model.transformer import Transformer
 
 CONFIG, WEIGHTS, BASE = "adapter_config.json", "adapter_model.safetensors", "base.json"
 PREFIX = "base_model.model."
+VALUE_HEAD = "value.weight"
 
 # Options of PEFT that change what an adapter computes, with the value that means "not used".
 UNUSED = {
@@ -73,11 +74,13 @@ def peft_config(model: Transformer, name: str, base: str) -> dict[str, Any]:
 
 
 def peft_state(model: Transformer, name: str) -> dict[str, Tensor]:
-    """PEFT's tensor names -> the live matrices of an adapter."""
+    """PEFT's tensor names -> the live matrices of an adapter, and the value head that is trained with it."""
     state: dict[str, Tensor] = {}
     for at, layer in lora_layers(model, name).items():
         state[f"{PREFIX}{at}.lora_A.weight"] = layer.lora_A[name]
         state[f"{PREFIX}{at}.lora_B.weight"] = layer.lora_B[name]
+    if model.value is not None:  # PPO's: in its checkpoints, not in finished adapters
+        state[VALUE_HEAD] = model.value.weight
     return state
 
 
@@ -88,6 +91,7 @@ def load_adapter(folder: Path, model: Transformer, name: str = "default") -> lis
     """
     folder = Path(folder)
     config, tensors = read_json(folder / CONFIG), read_safetensors(folder / WEIGHTS)
+    tensors.pop(VALUE_HEAD, None)  # PPO's, for training alone
     _refuse_options(folder, config)
     layers = {key.removeprefix(PREFIX).rpartition(".lora_")[0] for key in tensors}
     cfg = LoraConfig(

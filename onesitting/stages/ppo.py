@@ -14,7 +14,6 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from onesitting.config import RunConfig
-from onesitting.errors import UserError
 from onesitting.model.transformer import Linear, Transformer
 from onesitting.rewards import Batched
 from onesitting.stages.attempt_batches import RLBatch, sampled_hidden
@@ -27,14 +26,7 @@ from onesitting.train.distributed import Ranks
 
 
 def add_value_head(model: Transformer) -> None:
-    """Give the model a value head that says 0 for everything.
-
-    Raises UserError for a model with an adapter or in shards, whose checkpoints hold no head.
-    """
-    if model.frozen_base is not None:
-        raise UserError(
-            "ppo cannot train an adapter: its value head would not be saved; use grpo, or lora.rank 0"
-        )
+    """Give the model a value head that says 0 for everything; beside an adapter it is trained too."""
     model.value = Linear(model.cfg.d_model, 1, bias=False)
     with torch.no_grad():
         model.value.weight.zero_()

@@ -7,8 +7,9 @@ import torch
 from rl_maker import config, device_plan, memorised, random_model
 from torch import Tensor
 
-from onesitting.checkpoint import latest_checkpoint, load_model
-from onesitting.config import PPOConfig, RunConfig
+from onesitting.checkpoint import latest_checkpoint, load_checkpoint, load_model, save_checkpoint, save_model
+from onesitting.config import LoraConfig, PPOConfig, RunConfig
+from onesitting.model.lora import add_adapter
 from onesitting.model.transformer import Transformer
 from onesitting.runlog import RunFolder, read_jsonl
 from onesitting.stages.attempt_batches import RLBatch, make_batches
@@ -125,3 +126,29 @@ def test_training_raises_the_reward_and_its_checkpoints_load(tmp_path: Path):
     newest, _ = latest_checkpoint(folder.checkpoints)
     assert newest is not None
     assert load_model(newest).value is None, "a checkpoint speaks without its value head"
+
+
+def test_a_checkpoint_of_an_adapter_holds_the_value_head_that_is_trained_beside_it(tmp_path: Path):
+    def made(seed: int) -> Transformer:
+        model = load_model(tmp_path / "start")
+        add_adapter(model, LoraConfig(rank=2), seed=seed, base=tmp_path / "start")
+        add_value_head(model)
+        return model
+
+    save_model(tmp_path / "start", random_model(TOKENIZER))
+    trained = made(0)
+    stage = PPOStage(ppo_config(), TOKENIZER, device_plan(ppo_config()), distributed.Ranks(), None)
+    gradients(stage, trained, stage.next_batches(trained, 0, 256))
+    with torch.no_grad():
+        for parameter in trained.parameters():
+            if parameter.requires_grad:
+                assert parameter.grad is not None
+                parameter -= parameter.grad
+    assert trained.value is not None
+    assert trained.value.weight.any()
+    save_checkpoint(tmp_path / "000001", trained, tensors={}, state={})
+    resumed = made(1)
+    load_checkpoint(tmp_path / "000001", resumed)
+    for name, parameter in trained.named_parameters():
+        assert torch.equal(parameter, resumed.get_parameter(name)), name
+    assert load_model(tmp_path / "000001").value is None, "it speaks without its value head"
