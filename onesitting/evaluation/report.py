@@ -26,7 +26,7 @@ from typing import Any, Literal
 
 from onesitting.config import RunConfig, stage_config, step_tokens
 from onesitting.errors import UserError
-from onesitting.evaluation.curves import Curve, draw_curves, short_number
+from onesitting.evaluation.curves import GOALS, Curve, Goal, draw_curves, short_number
 from onesitting.evaluation.limits import describe_limits
 from onesitting.evaluation.report_text import print_card, to_markdown
 from onesitting.recipe import flat_values, load_recipe, resolve
@@ -52,6 +52,7 @@ SUMMARY_KEYS = (
     "dtype",
     "compiled",
 )
+POLICIES = ("grpo", "ppo")
 CURVES_FILE = "curves.svg"
 JSON_FILE = "report.json"
 N_SAMPLES = 3  # of the last validation, a stage; more make a report that nobody reads to its end
@@ -141,7 +142,7 @@ def write_report(run: RunFolder) -> Path:
     """Write report.md, report.json and curves.svg into the run folder; the path of report.md comes back."""
     report = read_report(run)
     curves = [read_curve(run.stage(stage.stage)) for stage in report.stages]
-    has_curves = any(curve.loss or curve.bits_per_byte for curve in curves)
+    has_curves = any(curve.lr_factor or curve.bits_per_byte for curve in curves)
     if has_curves:
         write_atomic(run.path / CURVES_FILE, draw_curves(curves, picture_title(report)))
     write_atomic(
@@ -159,14 +160,17 @@ def print_report(run: RunFolder) -> None:
 def read_curve(folder: StageFolder) -> Curve:
     """The points that one stage adds to the picture; lines without a finite value are left out."""
     records = read_jsonl(folder.metrics_path)
+    validations = [{"tokens": r.get("tokens"), **r["evaluation"]} for r in records if "evaluation" in r]
+    name = folder.path.name
     return Curve(
-        name=folder.path.name,
-        loss=_points(records, "loss"),
+        name=name,
+        loss=[] if name in POLICIES else _points(records, "loss"),
         lr_factor=_points(records, "lr_factor"),
-        bits_per_byte=[
-            (record["tokens"], value)
-            for record in records
-            if is_number(value := record.get("evaluation", {}).get("bits_per_byte")) and "tokens" in record
+        bits_per_byte=_points(validations, "bits_per_byte"),
+        goals=[
+            Goal(title=title, training=_points(records, key), held_out=_points(validations, key))
+            for title, key in GOALS.get(name, ())
+            if records
         ],
     )
 
@@ -193,7 +197,10 @@ def _read_stage(cfg: RunConfig, name: str, folder: StageFolder) -> StageReport:
     numbers = {key: summary.get(key) for key in SUMMARY_KEYS}
     if not summary and metrics:
         numbers |= _numbers_so_far(metrics)
-    if numbers["real_token_fraction"] is None and numbers["steps"] and numbers["tokens"]:
+    unknown = (
+        numbers["real_token_fraction"] is None and name not in POLICIES
+    )  # whose attempts have any length
+    if unknown and numbers["steps"] and numbers["tokens"]:
         numbers["real_token_fraction"] = numbers["tokens"] / (numbers["steps"] * step_tokens(cfg, name))
     samples = read_jsonl(folder.samples_path)
     last_step = max((record.get("step", 0) for record in samples), default=0)

@@ -52,7 +52,10 @@ def to_markdown(report: "Report", curves_file: str | None) -> str:
     if report.missing:
         parts += ["**Missing:** " + "; ".join(report.missing) + ".", ""]
     if curves_file:
-        parts += [f"![Loss, bits per byte and learning rate against tokens]({curves_file})", ""]
+        parts += [
+            f"![Loss, bits per byte, learning rate and the goal of each stage against tokens]({curves_file})",
+            "",
+        ]
     parts += ["## Model", "", *_markdown(_model_table(report)), ""]
     parts += ["## Training", "", *_markdown(_stage_table(report.stages)), ""]
     parts += [STAGE_NOTE, "", "## What it can do", ""]

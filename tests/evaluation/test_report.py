@@ -10,7 +10,7 @@ import pytest
 
 from onesitting.config import EvaluationConfig, RunConfig
 from onesitting.errors import UserError
-from onesitting.evaluation.curves import Curve, draw_curves, short_number
+from onesitting.evaluation.curves import Curve, Goal, draw_curves, short_number
 from onesitting.evaluation.report import print_report, read_curve, read_report, write_report
 from onesitting.recipe import write_config
 from onesitting.runlog import RunFolder, append_jsonl
@@ -249,16 +249,37 @@ def test_points_without_a_finite_value_are_left_out(run: RunFolder) -> None:
     assert len(curve.lr_factor) == 5
 
 
+def test_a_stage_with_another_goal_has_a_row_of_its_own(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path).stage("grpo")
+    for step in (1, 2, 3):
+        line = {"step": step, "tokens": 100 * step, "loss": -0.001, "lr_factor": 0.1, "reward": 0.2 * step}
+        append_jsonl(folder.metrics_path, line)
+    append_jsonl(folder.metrics_path, {"step": 3, "tokens": 300, "evaluation": {"reward": 0.9}})
+    curve = read_curve(folder)
+    assert not curve.loss  # a policy's loss is near 0 whatever it learns
+    reward = curve.goals[0]
+    assert reward.training == [(100, 0.2), (200, 0.4), (300, pytest.approx(0.6))]
+    assert reward.held_out == [(300, 0.9)]
+    root = ElementTree.fromstring(draw_curves([curve], "t"))
+    assert len(root.findall(".//{http://www.w3.org/2000/svg}circle")) == 1
+    assert "grpo: reward" in "".join(root.itertext())
+
+
 def test_every_point_lies_inside_the_picture() -> None:
     """Also for one point, a constant, and values over many orders of magnitude."""
     for values in ([2.0], [1.0, 1.0], [1e-6, 1e6], [0.0, 3.0], [5.0, 4.0, 3.0]):
         points = [(1000.0 * (i + 1), value) for i, value in enumerate(values)]
-        svg = draw_curves([Curve(name="a<b", loss=points, bits_per_byte=points, lr_factor=points)], "t & u")
+        goals = [
+            Goal(title="x", training=points, held_out=points),
+            Goal(title="y", training=[], held_out=points),
+        ]
+        curve = Curve(name="a<b", loss=points, bits_per_byte=points, lr_factor=points, goals=goals)
+        svg = draw_curves([curve], "t & u")
         for line in ElementTree.fromstring(svg).findall(".//{http://www.w3.org/2000/svg}polyline"):
             for place in line.attrib["points"].split():
                 x, y = map(float, place.split(","))
                 assert 0 <= x <= 1080
-                assert 0 <= y <= 330
+                assert 0 <= y <= 630
 
 
 @pytest.mark.parametrize(
