@@ -44,13 +44,15 @@ def train(place: Path, stage: str, name: str, *more: str, processes: int = 1) ->
         ("grpo", ()),
         ("ppo", ("--rl.epochs", "2")),
         ("ppo", ("--lora.rank", "2", "--rl.samples", "2")),
+        ("ppo", ("--device.dtype", "bfloat16")),
         ("grpo", ("--rl.max_turns", "2", "--lora.rank", "2")),
+        ("grpo", ("--device.dtype", "bfloat16", "--rl.kl_weight", "0.1")),
     ],
 )
 def test_a_stage_runs_from_command_line_to_a_model_that_loads(
     place: Path, stage: str, more: tuple[str, ...]
 ) -> None:
-    name = f"{stage}-{len(more)}"
+    name = "-".join([stage, *more]).replace("--", "")
     lines = train(place, stage, name, *more)
     assert [line["step"] for line in lines] == [1, 2]
     assert {"reward", "reward_length", "informative", "entropy", "stop_rate", "clip_fraction"} <= set(

@@ -10,7 +10,6 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from onesitting.config import RunConfig
@@ -36,7 +35,7 @@ def add_value_head(model: Transformer) -> None:
 def values_of(model: Transformer, hidden: Tensor) -> Tensor:
     """(N,) float32 estimates from hidden states (N, d_model)."""
     assert model.value is not None, "add_value_head comes first"
-    return F.linear(hidden.float(), model.value.weight)[:, 0]
+    return (hidden.float() * model.value.weight).sum(dim=1)  # no product: autocast would round its result
 
 
 def attempt_advantages(batch: RLBatch, values: Tensor, *, gamma: float, lam: float) -> tuple[Tensor, Tensor]:

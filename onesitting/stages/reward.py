@@ -64,7 +64,7 @@ def conversation_scores(model: Transformer, batch: PreferenceBatch) -> Tensor:
     assert model.score is not None, "a language model has no score"
     hidden = model.hidden(batch.tokens, doc_ids=batch.doc_ids, positions=batch.positions)  # (B, T, d)
     ends = batch.owner >= 0
-    scores = F.linear(hidden[ends], model.score.weight.to(hidden.dtype))[:, 0].float()
+    scores = (hidden[ends].float() * model.score.weight[0].float()).sum(dim=1)  # not rounded to bfloat16
     return scores.new_zeros(len(batch.sides)).index_copy(0, batch.owner[ends], scores)
 
 
