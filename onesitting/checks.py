@@ -134,7 +134,6 @@ _RANGES: tuple[tuple[str, float, float], ...] = (
     ),
     ("ppo.gamma", 0, 1),
     ("ppo.lam", 0, 1),
-    ("ppo.value_weight", 0, 1000),
     ("ppo.value_clip", 0, _INF),
     ("distill.kl_weight", 0, 1),
     ("distill.temperature", 0.01, 100),

@@ -104,10 +104,8 @@ class PPOConfig(PolicyConfig):
 
     gamma: float = 1.0
     """Discount of later rewards, a token; 1: none."""
-    lam: float = 0.95
+    lam: float = 1.0
     """GAE's λ: 1 trusts the rewards that came, 0 the value head."""
-    value_weight: float = 0.1
-    """Weight of the value head's loss."""
     value_clip: float = 0.2
     """How far a value may move from its estimate at sampling before its error stops falling; 0: freely."""
     normalise_advantages: bool = True

@@ -18,7 +18,7 @@ PANEL_WIDTH, PANEL_HEIGHT, TOP = 288, 210, 62
 LEFTS = (58, 58 + 348, 58 + 2 * 348)
 MAX_POINTS = 300  # a panel is 288 units wide: more points than that cannot be told apart
 
-_PREFERENCES = (("pairs ranked as wanted", "preference_accuracy"), ("reward margin", "reward_margin"))
+_PREFERENCES = (("right pairs", "preference_accuracy"), ("reward margin", "reward_margin"))
 _ATTEMPTS = (
     ("reward", "reward"),
     ("entropy, nats per token", "entropy"),
@@ -30,7 +30,7 @@ GOALS: dict[str, tuple[tuple[str, str], ...]] = {
     "grpo": _ATTEMPTS,
     "ppo": _ATTEMPTS,
     "distill": (
-        ("divergence from the teacher, nats", "teacher_kl_nats"),
+        ("divergence from the teacher", "teacher_kl_nats"),
         ("tokens where both agree", "agreement"),
     ),
 }
@@ -103,7 +103,7 @@ def _goal_panels(row: "_Row", curve: Curve, index: int) -> list[str]:
     parts: list[str] = []
     before: list[Sequence[Point]] = [()] * index  # so that the colour is the stage's
     for left, goal in zip(LEFTS, curve.goals, strict=False):
-        title = f"{curve.name}: {goal.title}{' (● held out)' if left == LEFTS[0] else ''}"
+        title = f"{curve.name}: {goal.title}{' (● held out)' if goal.training and goal.held_out else ''}"
         trained = _shift(_smooth(goal.training, share=1 / 15), 0.0)
         dots = [*before, _shift(goal.held_out, 0.0)]
         lines = [*before, trained] if trained else dots

@@ -1,7 +1,7 @@
 """PPO: a value head estimates what an attempt will be worth before each token; advantages are errors against it.
 
-The head is one linear layer on the policy's own trunk, `Transformer.value`, added for this stage and taken away from
-the finished model. The reward comes with an attempt's last token. What PPO shares with GRPO is in `policy_stage.py`.
+The head is one linear layer, `Transformer.value`, that reads the policy's trunk and does not shape it; it is added for
+this stage and taken away from the finished model. The reward comes with an attempt's last token. What PPO shares with GRPO is in `policy_stage.py`.
 
 Shapes: B rows, T tokens of the longest attempt, N sampled tokens, row after row.
 """
@@ -97,13 +97,15 @@ class PPOStage(PolicyStage):
         return [replace(b, advantages=(b.advantages - mean) / (std + 1e-8)) for b in batches]
 
     def loss_sum(self, model: Transformer, batch: RLBatch) -> tuple[Tensor, dict[str, Tensor]]:
-        """Weighted sum of policy losses and, times ppo.value_weight, of value losses."""
+        """Weighted sum of the policy's losses and the value head's, which share no parameter."""
         assert batch.values is not None
         assert batch.returns is not None
         hidden = sampled_hidden(model, batch)
         policy, sums = self.policy_sum(model, batch, hidden)
-        losses = value_loss(values_of(model, hidden), batch.values, batch.returns, self.cfg.ppo.value_clip)
+        # Not detached, its gradient drowns the policy's in the trunk: entropy rose and the reward fell (docs/log.md).
+        values = values_of(model, hidden.detach())
+        losses = value_loss(values, batch.values, batch.returns, self.cfg.ppo.value_clip)
         spread = (batch.returns - batch.returns.mean()).square().sum()
         sums |= {"value_loss": losses.detach().sum(), "value_loss/n": sums["approx_kl/n"]}
         sums |= {"return_variance": spread, "return_variance/n": sums["approx_kl/n"]}
-        return policy + self.cfg.ppo.value_weight * (losses * batch.weights).sum(), sums
+        return policy + (losses * batch.weights).sum(), sums

@@ -1,5 +1,6 @@
 """PPO: values, advantages and its training through the loop."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -23,8 +24,6 @@ TOKENIZER = memorised()[1]
 
 
 def ppo_config(ppo: dict[str, object] | None = None, **rl: object) -> RunConfig:
-    from dataclasses import replace
-
     cfg = config(TOKENIZER, **{"prompts_per_batch": 8, **rl})
     settings = PPOConfig(**{"warmup_steps": 2, "lr_scale": 0.5, **(ppo or {})})  # pyright: ignore
     return replace(cfg, stages=("ppo",), ppo=settings)
@@ -96,7 +95,7 @@ def test_the_ratio_is_exactly_one_before_the_first_update(epochs: int):
 
 
 def test_the_value_head_learns_the_returns():
-    stage, model = make(ppo_config({"value_weight": 1.0, "value_clip": 0.0}))
+    stage, model = make(ppo_config({"value_clip": 0.0}))
     batches = stage.next_batches(model, 0, 256)
     assert model.value is not None
     losses: list[float] = []
@@ -107,6 +106,17 @@ def test_the_value_head_learns_the_returns():
         with torch.no_grad():
             model.value.weight -= 0.02 * model.value.weight.grad  # pyright: ignore
     assert losses[-1] < 0.9 * losses[0]
+
+
+def test_the_values_do_not_shape_the_trunk():
+    stage, model = make(ppo_config())
+    batches = [
+        replace(batch, advantages=torch.zeros_like(batch.advantages))
+        for batch in stage.next_batches(model, 0, 256)
+    ]
+    gradients(stage, model, batches)
+    moved = {name for name, p in model.named_parameters() if p.grad is not None and bool(p.grad.any())}
+    assert moved == {"value.weight"}
 
 
 def test_training_raises_the_reward_and_its_checkpoints_load(tmp_path: Path):
