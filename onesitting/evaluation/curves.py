@@ -22,7 +22,7 @@ _PREFERENCES = (("right pairs", "preference_accuracy"), ("reward margin", "rewar
 _ATTEMPTS = (
     ("reward", "reward"),
     ("entropy, nats per token", "entropy"),
-    ("length of attempts, tokens", "attempt_tokens"),
+    ("tokens of attempts", "attempt_tokens"),
 )
 GOALS: dict[str, tuple[tuple[str, str], ...]] = {
     "dpo": (*_PREFERENCES, ("chosen reply likelier", "ranking_accuracy")),
