@@ -1,7 +1,8 @@
 """PPO: a value head estimates what an attempt will be worth before each token; advantages are errors against it.
 
 The head is one linear layer, `Transformer.value`, that reads the policy's trunk and does not shape it; it is added for
-this stage and taken away from the finished model. The reward comes with an attempt's last token. What PPO shares with GRPO is in `policy_stage.py`.
+this stage and taken away from the finished model. The reward comes with an attempt's last token. What PPO shares with
+GRPO is in `policy_stage.py`.
 
 Shapes: B rows, T tokens of the longest attempt, N sampled tokens, row after row.
 """
