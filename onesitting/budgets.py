@@ -54,9 +54,9 @@ def parse_budget(text: str, setting: str = "budget") -> Budget:
 def suite_seconds(budget_s: float | None) -> float:
     """Seconds that one pass of the question suite may take, until one has been timed.
 
-    Measured: 8 to 16 s on two cores, 19 s on one that did other work, whatever the budget; 0.12 of a smaller one.
+    Measured: 8 to 13 s on two cores, up to 19 s on one that did other work, whatever the budget; 0.1 of a smaller one.
     """
-    return 40.0 if budget_s is None else min(40.0, max(0.04 * budget_s, min(14.0, 0.12 * budget_s)))
+    return 40.0 if budget_s is None else min(40.0, max(0.04 * budget_s, min(12.0, 0.1 * budget_s)))
 
 
 def world_mb(budget: Budget) -> float:
