@@ -166,6 +166,7 @@ def check_config(cfg: RunConfig) -> None:
         parse_end_moves(stage.end_moves)
     _check_data(cfg)
     _check_rl(cfg)
+    _check_shards(cfg)
     _check_places(cfg)
 
 
@@ -284,6 +285,12 @@ def _check_data(cfg: RunConfig) -> None:
         raise UserError("distill.teacher is empty: name a run, one of its stages, or a Hugging Face folder")
     if {"dpo", "reward"} & set(cfg.stages):
         check_specs("preferences", cfg.preferences)
+    without = {"kto": ("normalise_length", "sft_weight", "label_smoothing"), "ipo": ("label_smoothing",)}
+    for name in without.get(cfg.dpo.loss, ()) if "dpo" in cfg.stages else ():
+        if getattr(cfg.dpo, name):
+            raise UserError(
+                f"dpo.{name} = {getattr(cfg.dpo, name)} does nothing with dpo.loss = {cfg.dpo.loss}: leave one out"
+            )
     if cfg.replay.fraction and not cfg.start_from:
         raise UserError(
             f"replay.fraction = {cfg.replay.fraction:g} without a model to start from: name the run whose model is to "
@@ -295,6 +302,20 @@ def _check_data(cfg: RunConfig) -> None:
         raise UserError(
             "corpus.val_fraction = 0 leaves nothing to validate on: set it to 0.005, say, "
             "or give corpus.val_data"
+        )
+
+
+def _check_shards(cfg: RunConfig) -> None:
+    """Sharded processes run every forward pass together: refuse where each has as many as its own texts ask for."""
+    if cfg.device.shard != "fsdp":
+        return
+    unequal = [stage for stage in cfg.stages if stage in SHARED_SECTIONS["rl"]]
+    unequal += ["distill.on_policy"] if "distill" in cfg.stages and cfg.distill.on_policy else []
+    unequal += ["dpo with lora.rank"] if "dpo" in cfg.stages and cfg.lora.rank else []
+    if unequal:
+        raise UserError(
+            f"device.shard = fsdp: with {unequal[0]} processes differ in how many forward passes they run, and sharded "
+            "ones would wait for each other for ever; use device.shard=ddp"
         )
 
 
@@ -310,10 +331,10 @@ def _check_rl(cfg: RunConfig) -> None:
         )
     if "grpo" in cfg.stages and rl.samples < 2:
         raise UserError(f"rl.samples = {rl.samples}: GRPO compares attempts at one prompt; give at least 2")
-    if "ppo" in cfg.stages and cfg.device.shard == "fsdp":
+    if cfg.lora.dropout:
         raise UserError(
-            f"device.shard = {cfg.device.shard}: ppo trains whole models on each process, for its value head stands "
-            "outside of the shards; use grpo, or ddp"
+            f"lora.dropout = {cfg.lora.dropout:g}: attempts are made without dropout, so their probabilities would not "
+            "be those that are trained; set lora.dropout=0 for reinforcement learning"
         )
     if rl.max_tokens >= cfg.model.context_length:
         raise UserError(
@@ -322,8 +343,16 @@ def _check_rl(cfg: RunConfig) -> None:
         )
     if not rl.rewards:
         raise UserError("rl.rewards is empty: name at least one, such as scorer=1")
-    if rl.judge and "judge" not in [text.partition("=")[0] for text in rl.rewards]:
+    asks_judge = "judge" in [text.partition("=")[0] for text in rl.rewards]
+    if rl.judge and not asks_judge:
         raise UserError(f"rl.judge = {rl.judge!r}, but rl.rewards does not ask it: add judge=1")
+    if rl.judge and not Path(rl.judge).expanduser().exists():
+        raise UserError(f"rl.judge = {rl.judge!r}: no such run or folder here ({Path.cwd()}); check the path")
+    if asks_judge and not rl.judge and "reward" not in cfg.stages:
+        raise UserError(
+            "rl.rewards asks judge, and this run has no reward model: name one with --rl.judge, or train one first "
+            "with `onesitting reward …`"
+        )
     check_specs("rl.prompts", [spec for spec in rl.prompts if spec.partition(":")[0] != "world"] or ["world"])
 
 

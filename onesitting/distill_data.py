@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from onesitting.cli_settings import Parser
-from onesitting.config import CorpusConfig
+from onesitting.config import CorpusConfig, DeviceConfig
 from onesitting.data.files import read_records
 from onesitting.data.preference_records import prompt_of
 from onesitting.data.problems import Problems
@@ -46,6 +46,8 @@ OPTIONS: tuple[tuple[str, type, str | int | float, str, str], ...] = (
     ("--temperature", float, 0.7, "X", "0: always the likeliest token"),
     ("--max-tokens", int, 512, "N", "longest reply, in tokens"),
     ("--seed", int, 0, "N", "seed of the random choices"),
+    ("--world-seed", int, 0, "N", "seed of the synthetic world: that of the teacher's run"),
+    ("--device", str, "auto", "NAME", "teacher on this machine: auto, cuda, mps, xpu or cpu"),
     ("--model", str, "", "NAME", "server: its name of the model"),
     ("--api-key-env", str, "OPENAI_API_KEY", "NAME", "server: variable that holds the key"),
     ("--concurrency", int, 8, "N", "server: requests at a time"),
@@ -119,7 +121,7 @@ def write_dataset(options: argparse.Namespace) -> Progress:
     seen = {_reply_key(record["messages"]) for record in read_jsonl(out) if record.get("messages")}
     progress = Progress()
     wanted: list[Prompt] = []
-    for prompt in read_prompts(options.prompts, options.n, options.samples, options.seed):
+    for prompt in read_prompts(options.prompts, options.n, options.samples, options.world_seed):
         progress.n_known += prompt.key in done
         if prompt.key not in done:
             done.add(prompt.key)
@@ -158,22 +160,22 @@ def _reason_to_leave_out(answer: Answer, is_known: bool) -> str:
 # ---- prompts -------------------------------------------------------------------------------------------------
 
 
-def read_prompts(specs: Sequence[str], n: int, samples: int, seed: int) -> Iterator[Prompt]:
+def read_prompts(specs: Sequence[str], n: int, samples: int, world_seed: int) -> Iterator[Prompt]:
     """The first n prompts of the specs, each `samples` times: of a conversation, what stands before its last reply."""
-    for messages, tools in itertools.islice(_messages(specs, n, seed), n):
+    for messages, tools in itertools.islice(_messages(specs, n, world_seed), n):
         for sample in range(samples):
             yield Prompt(messages=messages, tools=tools, sample=sample)
 
 
 def _messages(
-    specs: Sequence[str], n: int, seed: int
+    specs: Sequence[str], n: int, world_seed: int
 ) -> Iterator[tuple[list[Message], list[dict[str, Any]] | None]]:
     problems = Problems(CorpusConfig().max_bad_fraction)
     for spec in specs:
         if spec == WORLD:
             from onesitting.data.world import World
 
-            yield from ((p["messages"], p["tools"]) for p in World(seed).prompts("train", n))
+            yield from ((p["messages"], p["tools"]) for p in World(world_seed).prompts("train", n))
             continue
         for path in expand(spec):
             for line, record in read_records(path, problems):
@@ -196,9 +198,12 @@ def ask_local(prompts: Sequence[Prompt], options: argparse.Namespace) -> Iterato
     from onesitting.inference.sampling import Sampling
     from onesitting.tokenizer.bpe import Tokenizer
     from onesitting.tokenizer.chat import parse_assistant, render
+    from onesitting.train.device import detect, plan_device
 
     folder = find_model_folder(Path(options.teacher).expanduser())
-    model, tokenizer = load_model(folder), Tokenizer.load(folder)
+    device = plan_device(DeviceConfig(device=options.device), detect())
+    device.apply()
+    model, tokenizer = load_model(folder, device.torch_device), Tokenizer.load(folder)
     for first in range(0, len(prompts), LOCAL_BATCH):
         batch = prompts[first : first + LOCAL_BATCH]
         ids = [

@@ -40,7 +40,7 @@ def merge_runs(
     for folder, model in zip(folders[1:], models[1:], strict=True):
         if differing := config_differences(model.cfg, models[0].cfg):
             raise UserError(f"{folder} has another shape than {folders[0]}: {'; '.join(differing)}")
-    states = [dict(model.named_parameters()) for model in models]
+    states = [dict(model.state_dict()) for model in models]
     base_state = states.pop() if base else None
     merged = Transformer(models[0].cfg, seed=None)
     merged.load_state_dict(merge_states(states, method, weights, base=base_state, density=density))

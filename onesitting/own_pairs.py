@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from onesitting.cli_settings import Parser
+from onesitting.config import DeviceConfig
 from onesitting.data.prompts import Prompt, Prompts, read_prompts
 from onesitting.data.sources import WORLD
 from onesitting.errors import UserError
@@ -44,6 +45,8 @@ OPTIONS: tuple[tuple[str, type, str | int | float, str, str], ...] = (
     ("--max-tokens", int, 300, "N", "longest attempt, in tokens; longer ones are left out"),
     ("--seed", int, 0, "N", "seed of the random choices"),
     ("--world-seed", int, 0, "N", "seed of the synthetic world: that of the run"),
+    ("--judge", str, "", "RUN", "run or folder of the reward model that the reward `judge` asks"),
+    ("--device", str, "auto", "NAME", "auto, cuda, mps, xpu or cpu"),
     ("--best", str, "", "FILE", "also write each prompt's best attempt, as conversations for SFT (.jsonl)"),
     ("--best-from", float, 1.0, "X", "reward that an attempt in --best must have"),
 )  # fmt: skip
@@ -106,18 +109,25 @@ def write_pairs(options: argparse.Namespace) -> Counts:
     Raises UserError for a model, prompts or rewards that are not there, and a file of another model or seed.
     """
     from onesitting.checkpoint import find_model_folder, load_model
+    from onesitting.model.lora import weights_hash
     from onesitting.stages.reference import model_identity
+    from onesitting.stages.reward import load_reward_model
     from onesitting.tokenizer.bpe import Tokenizer
+    from onesitting.train.device import detect, plan_device
 
     _check(options)
-    terms = parse_terms(options.rewards)
+    device = plan_device(DeviceConfig(device=options.device), detect())
+    device.apply()
+    judge = load_reward_model(options.judge, device.torch_device) if options.judge else None
+    terms = parse_terms(options.rewards, {"judge": judge.judge} if judge else {})
     folder = find_model_folder(Path(options.run).expanduser())
-    made_by = _made_by(options, model_identity(folder))
+    identities = [model_identity(folder), *([weights_hash(judge.model)] if judge else [])]
+    made_by = _made_by(options, "/".join(identities))
     pairs = Lines.open(options.out, made_by)
     best = Lines.open(options.best, made_by) if options.best else None
     files = [file for file in (pairs, best) if file is not None]
     first = max(options.first, min(file.next for file in files))
-    model, tokenizer = load_model(folder), Tokenizer.load(folder)
+    model, tokenizer = load_model(folder, device.torch_device), Tokenizer.load(folder)
     counts, start = Counts(written={str(file.path): 0 for file in files}), time.perf_counter()
     prompts = read_prompts(options.prompts, options.world_seed)
     for index, prompt, group in attempts(model, tokenizer, prompts, terms, options, first, counts):
@@ -215,8 +225,8 @@ def attempts(
 
 def _attempt(prompt: Prompt, message: dict[str, Any], n_tokens: int, stopped: bool, limit: int) -> Attempt:
     return Attempt(
-        prompt=prompt.messages, messages=[message], reference=prompt.reference, scorer=prompt.scorer,
-        n_tokens=n_tokens, max_tokens=limit, stopped=stopped,
+        prompt=prompt.messages, messages=[message], tools=prompt.tools, reference=prompt.reference,
+        scorer=prompt.scorer, n_tokens=n_tokens, max_tokens=limit, stopped=stopped,
     )  # fmt: skip
 
 
@@ -266,7 +276,7 @@ def ranked(group: Sequence[Judged]) -> list[Judged]:
     """Different attempts that ended by themselves and said something, the best first, else in their order."""
     different: dict[str, Judged] = {}
     for one in group:
-        if one.finished and (one.message["content"] or one.message.get("tool_calls")):
+        if one.finished and (one.message.get("content") or one.message.get("tool_calls")):
             different.setdefault(json.dumps(one.message, sort_keys=True), one)
     return sorted(different.values(), key=lambda one: -one.reward)
 
@@ -310,6 +320,6 @@ class Lines:
         """Append the records of a prompt, unless they are there; how many were written."""
         if index < self.next:
             return 0
-        for record in records:
-            append_jsonl(self.path, record)
+        if records:  # all with one write: going on looks at the last prompt alone
+            append_jsonl(self.path, *records)
         return len(records)

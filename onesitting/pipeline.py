@@ -30,6 +30,7 @@ from onesitting.evaluation.report import print_report, write_report
 from onesitting.model.flops import count_active_parameters, count_parameters, flops_per_token
 from onesitting.model.lora import adapter_in_use, add_adapter, merge, n_adapter_parameters
 from onesitting.model.transformer import Transformer
+from onesitting.rewards import check_rl
 from onesitting.run_evaluation import HELD_OUT_FILE, START, Examiner, stage_summary, write_json, write_suite
 from onesitting.run_settings import (
     check_enough,
@@ -69,6 +70,7 @@ def run_pipeline(cfg: RunConfig, recipe: str, only: tuple[str, ...] = ()) -> Pat
     """
     cfg = with_start_model(with_stage(cfg, only))
     check_config(cfg)
+    check_rl(cfg)
     ranks = distributed.init(cfg.device)
     try:
         run = Run(cfg, only, ranks)

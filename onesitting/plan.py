@@ -31,6 +31,7 @@ from onesitting.model.flops import (
 )
 from onesitting.plan_speed import measure_speed, predict_speed
 from onesitting.plan_text import show_plan
+from onesitting.rewards import check_rl
 from onesitting.runlog import RunFolder
 from onesitting.start import with_start_model
 from onesitting.train.device import DevicePlan, plan_device
@@ -113,6 +114,7 @@ def make_plan(cfg: RunConfig, *, measure: bool = False) -> Plan:
     """
     cfg = with_start_model(cfg)
     check_config(cfg)
+    check_rl(cfg)
     budget = parse_budget(cfg.budget)
     model = replace(cfg.model, vocab_size=cfg.model.vocab_size or -(-_vocab_size(cfg) // 64) * 64)
     device = plan_device(cfg.device, detect()).for_model(model)

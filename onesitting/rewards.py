@@ -7,15 +7,20 @@ A reward says how good one attempt at a prompt was: usually from 0 to 1. Names w
 import json
 import re
 import secrets
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from difflib import SequenceMatcher
+from pathlib import Path
 from typing import Any
 
+from onesitting.config import RunConfig
+from onesitting.data.prompts import world_task
 from onesitting.data.world.scoring import Reply
 from onesitting.data.world.suite import SCORERS
 from onesitting.errors import UserError
+from onesitting.tools.from_file import read_tools
 from onesitting.tools.protocol import ERROR, JSON, parsed_arguments
 from onesitting.tools.sandbox import Limits, run_python
 
@@ -59,6 +64,19 @@ Reward = Callable[[Attempt], float]
 Batched = Callable[[Sequence[Attempt]], Sequence[float]]
 """A reward of many attempts at once, such as a reward model."""
 
+
+@contextmanager
+def _needing(reader: str) -> Generator[None]:
+    """Say which part of a prompt's reference is missing, and who reads it."""
+    try:
+        yield
+    except KeyError as error:
+        raise UserError(
+            f"rl.prompts: a prompt's reference has no {error}, which {reader} reads; add it (docs/rewards.md), or "
+            "judge by other rewards with --rl.rewards"
+        ) from None
+
+
 _NUMBER = re.compile(r"-?\d+(?:\.\d+)?")
 _CODE = re.compile(r"```(?:python|py)?\s*\n(.*?)```", re.DOTALL)
 
@@ -81,7 +99,8 @@ def numeric(attempt: Attempt) -> float:
 def scorer(attempt: Attempt) -> float:
     """1 if the scorer that the prompt names says right (data/world/suite.py: answer, number, tool, …)."""
     reply = Reply(attempt.content, tuple(attempt.reply.get("tool_calls") or ()))
-    return float(SCORERS[attempt.scorer](reply, attempt.reference).correct)
+    with _needing(f"the scorer '{attempt.scorer}'"):
+        return float(SCORERS[attempt.scorer](reply, attempt.reference).correct)
 
 
 def stopped(attempt: Attempt) -> float:
@@ -134,13 +153,11 @@ def near_call(attempt: Attempt) -> float:
     name = attempt.reference.get("name")
     if name is None:
         return float(not calls)
+    with _needing("near_call"):
+        rights: Sequence[JSON] = attempt.reference["arguments"]
     made = [call["function"] for call in calls if call.get("function", {}).get("name") == name]
     return max(
-        (
-            _similarity(parsed_arguments(one["arguments"]), right)
-            for one in made
-            for right in attempt.reference["arguments"]
-        ),
+        (_similarity(parsed_arguments(one["arguments"]), right) for one in made for right in rights),
         default=0.0,
     )
 
@@ -158,13 +175,16 @@ def unit_test(attempt: Attempt, limits: Limits | None = None) -> float:
     """1 if the Python code in the text passes the reference's `tests` (asserts), run behind it in a sandbox.
 
     The code is the last fenced block, or the whole text without one. That the tests were reached is proven by a
-    word that the code does not know; a program that ends early has not passed.
+    word, another one each time, printed behind them; a program that ends early has not passed.
     """
+    with _needing("unit_test"):
+        tests = attempt.reference["tests"]
     blocks = _CODE.findall(attempt.content)
     code = blocks[-1] if blocks else attempt.content
     proof = secrets.token_hex(8)
-    program = f"{code}\n\n{attempt.reference['tests']}\nprint({json.dumps(proof)})\n"
-    done = run_python(program, limits=limits or Limits())
+    program = f"{code}\n\n{tests}\nprint({json.dumps(proof)})\n"
+    # The word comes last: a program that prints much more than a tool may has still passed.
+    done = run_python(program, limits=limits or Limits(output_chars=100_000))
     return float(done.status == "ok" and done.output.rstrip().endswith(proof))
 
 
@@ -217,6 +237,15 @@ def parse_terms(texts: Sequence[str], more: Mapping[str, Batched] | None = None)
     if not terms:
         raise UserError(f"rl.rewards is empty: name at least one of {', '.join(REWARDS)}")
     return terms
+
+
+def check_rl(cfg: RunConfig) -> None:
+    """Refuse what the stages of reinforcement learning would refuse when they begin, after hours of others."""
+    parse_terms(cfg.rl.rewards, {"judge": lambda attempts: [0.0] * len(attempts)})
+    for spec in cfg.rl.prompts:
+        world_task(spec)
+    if cfg.rl.tools:
+        read_tools(Path(cfg.rl.tools).expanduser())
 
 
 def each(reward: Reward) -> Batched:

@@ -24,6 +24,8 @@ class RLConfig:
     """Longest turn of the model, in tokens."""
     max_turns: int = 1
     """Turns of the model in an attempt; above 1 its tool calls are answered and it goes on (agentic)."""
+    tools: str = ""
+    """Python file of tools, beside the world's; prompts of files that have none of their own offer them."""
     thinking: Literal["auto", "on", "off"] = "auto"
     """Open a thought in every turn, leave it out, or let the model choose."""
     rewards: tuple[str, ...] = ("scorer=1.0",)

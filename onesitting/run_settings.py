@@ -26,9 +26,11 @@ MAY_CHANGE = (
 ADAPTER_SETTINGS = ("lora.", "optim.adapter_lr")
 """Settings that belong to the stage that is about to begin: stages before it may have trained all weights."""
 
-PREFERENCE_STAGES = ("dpo", "reward")
-PREFERENCE_SETTINGS = ("preferences", "corpus.world_pairs")
-"""Settings that these stages alone read: one that is added to a run may learn from other preferences."""
+ADDED_DATA: tuple[tuple[tuple[str, ...], tuple[str, ...]], ...] = (
+    (("preferences", "corpus.world_pairs"), ("dpo", "reward")),
+    (("chat",), ("pretrain", "sft", "distill")),
+)
+"""Settings of data and the stages that read it: a stage that is added to a run may learn from other data."""
 
 
 def own_budget(cfg: RunConfig, stage: str) -> Budget | None:
@@ -123,11 +125,10 @@ def claim(folder: RunFolder, cfg: RunConfig) -> None:
     coming = _sections((stage for stage in cfg.stages if stage not in begun), begun)
     if coming:  # each stage's own are in its summary.json
         added = ADAPTER_SETTINGS
-        under_way = [s for s in begun if not (folder.stage(s).path / "summary.json").is_file()]
-        if set(cfg.stages).difference(begun) & set(PREFERENCE_STAGES) and not set(under_way) & set(
-            PREFERENCE_STAGES
-        ):
-            added += PREFERENCE_SETTINGS
+        under_way = {s for s in begun if not (folder.stage(s).path / "summary.json").is_file()}
+        for settings, readers in ADDED_DATA:
+            if set(cfg.stages).difference(begun) & set(readers) and not under_way & set(readers):
+                added += settings
         free, coming = (*free, *added), (*coming, *added)
     changed = {name: value for name, value in here.items() if value != there.get(name)}
     longest = max(there["stages"], here["stages"], key=len)

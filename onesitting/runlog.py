@@ -178,19 +178,20 @@ def write_atomic(path: Path, content: str | bytes) -> None:
         raise storage_error(error, path) from None
 
 
-def append_jsonl(path: Path, record: dict[str, Any]) -> None:
-    """Append one record as one line with one write call; numbers that are not finite become null.
+def append_jsonl(path: Path, *records: dict[str, Any]) -> None:
+    """Append records, a line each, with one write call; numbers that are not finite become null.
 
     The half line that a killed process left at the end is cut off first, so that the file stays readable.
     Raises UserError for a full disk or a place that may not be written.
     """
-    line = (json.dumps(_finite(record), ensure_ascii=False, allow_nan=False) + "\n").encode()
+    lines = [json.dumps(_finite(record), ensure_ascii=False, allow_nan=False) + "\n" for record in records]
+    data = "".join(lines).encode()
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o666)
         try:
             end = _cut_torn_line(descriptor)
-            if os.write(descriptor, line) != len(line):
+            if os.write(descriptor, data) != len(data):
                 os.ftruncate(descriptor, end)
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         finally:

@@ -117,3 +117,39 @@ def test_every_number_of_the_configuration_has_a_range() -> None:
             if isinstance(part, int | float) and not isinstance(part, bool)
         }
     assert numbers - elsewhere == {name for name, _, _ in checks._RANGES}
+
+
+@pytest.mark.parametrize(
+    ("stages", "settings", "says"),
+    [
+        (("grpo",), {"device.shard": "fsdp"}, "with grpo processes differ"),
+        (("ppo",), {"device.shard": "fsdp"}, "with ppo processes differ"),
+        (("dpo",), {"device.shard": "fsdp", "lora.rank": 4}, "dpo with lora.rank"),
+        (
+            ("distill",),
+            {"device.shard": "fsdp", "distill.teacher": "x", "distill.on_policy": 0.5},
+            "on_policy",
+        ),
+        (("grpo",), {"lora.rank": 4, "lora.dropout": 0.1}, "without dropout"),
+        (("grpo",), {"rl.rewards": ("judge=1",)}, "name one with --rl.judge"),
+        (("grpo",), {"rl.rewards": ("judge=1",), "rl.judge": "nowhere"}, "no such run or folder"),
+        (
+            ("dpo",),
+            {"dpo.loss": "kto", "dpo.normalise_length": True},
+            "dpo.normalise_length = True does nothing",
+        ),
+        (("dpo",), {"dpo.loss": "kto", "dpo.sft_weight": 0.1}, "dpo.sft_weight = 0.1 does nothing"),
+        (("dpo",), {"dpo.loss": "ipo", "dpo.label_smoothing": 0.1}, "dpo.label_smoothing = 0.1 does nothing"),
+    ],
+)
+def test_settings_that_cannot_go_together_are_refused(
+    tmp_path: Path, stages: tuple[Any, ...], settings: dict[str, Any], says: str
+) -> None:
+    cfg = RunConfig(out=str(tmp_path), stages=("pretrain", *stages))
+    for name, value in settings.items():
+        cfg = change(cfg, name, value)
+    with pytest.raises(UserError, match=says):
+        checks.check_config(cfg)
+    for name in settings.keys() & {"device.shard", "lora.dropout", "rl.rewards", "dpo.loss"}:
+        cfg = change(cfg, name, getattr(getattr(RunConfig(), name.split(".")[0]), name.split(".")[1]))
+    checks.check_config(change(cfg, "rl.judge", ""))

@@ -68,7 +68,7 @@ def options(tmp_path: Path, teacher: str, questions: list[str], **changes: Any) 
     settings: dict[str, Any] = {
         "teacher": teacher, "out": str(tmp_path / "out.jsonl"), "prompts": [str(prompts)], "n": 100, "samples": 1,
         "model": "big", "api_key_env": "TEACHER_KEY", "concurrency": 3, "system": "", "temperature": 0.5,
-        "max_tokens": 16, "seed": 0, **changes,
+        "max_tokens": 16, "seed": 0, "world_seed": 0, "device": "cpu", **changes,
     }  # fmt: skip
     return argparse.Namespace(**settings)
 
@@ -152,3 +152,15 @@ def test_a_model_here_answers_and_its_file_is_data_for_sft(tmp_path: Path) -> No
     talks = list(read_conversations([str(tmp_path / "out.jsonl")], CorpusConfig(), problems))
     assert len(talks) == progress.n_written + 1
     assert problems.n_bad == 0
+
+
+def test_the_teacher_is_asked_about_its_own_world_whatever_the_seed_of_sampling(
+    tmp_path: Path, server: str
+) -> None:
+    asked = []
+    for number, (seed, world_seed) in enumerate(((0, 5), (1, 5), (1, 6))):
+        changes = {"prompts": ["world"], "n": 3, "seed": seed, "world_seed": world_seed}
+        Teacher.asked = []
+        write_dataset(options(tmp_path, server, [], out=str(tmp_path / f"{number}.jsonl"), **changes))
+        asked.append(sorted(str(body["messages"]) for body in Teacher.asked))
+    assert asked[0] == asked[1] != asked[2]

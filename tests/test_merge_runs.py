@@ -10,6 +10,7 @@ import torch
 from onesitting.checkpoint import load_model, save_model
 from onesitting.cli import main
 from onesitting.config import ModelConfig, RunConfig
+from onesitting.merge_runs import merge_runs
 from onesitting.model.transformer import Transformer
 from onesitting.recipe import load_recipe, resolve, write_config
 from onesitting.tokenizer.bpe import Tokenizer, train_tokenizer
@@ -86,3 +87,19 @@ def test_a_run_that_is_not_there_and_a_folder_that_is_full_are_refused(
     assert "does not exist" in refused(runs, capsys, "--method", "ties", "--base", str(runs / "none"))
     assert main(["merge", str(runs / "a"), str(runs / "b"), "--out", str(runs / "a")]) == 2
     assert "not empty" in capsys.readouterr().err
+
+
+def test_mixtures_are_merged_with_the_biases_of_their_routers(tmp_path: Path) -> None:
+    shape = replace(SHAPE, n_experts=4, n_active_experts=2, router_bias_rate=0.01)
+    tokenizer = tokenizer_of("a small text of a few words ")
+    for seed in (1, 2):
+        model = Transformer(shape, seed=seed)
+        with torch.no_grad():
+            for name, buffer in model.named_buffers():
+                if name.endswith("choice_bias"):
+                    buffer.fill_(float(seed))
+        save_model(tmp_path / str(seed), model, tokenizer)
+    merged = load_model(merge_runs([tmp_path / "1", tmp_path / "2"], tmp_path / "both", "average"))
+    biases = [value for name, value in merged.named_buffers() if name.endswith("choice_bias")]
+    assert biases
+    assert all(torch.equal(bias, torch.full_like(bias, 1.5)) for bias in biases)

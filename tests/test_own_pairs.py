@@ -82,7 +82,7 @@ def options(folder: Path, model: Path, **changes: Any) -> argparse.Namespace:
     settings: dict[str, Any] = {
         "run": str(model), "out": str(folder / "pairs.jsonl"), "prompts": ["world:arithmetic"], "n": 40, "samples": 4,
         "per_prompt": 2, "temperature": 1.0, "max_tokens": 12, "seed": 3, "rewards": ["length"], "best": "",
-        "oracle": "never", "best_from": 0.5, "first": 0, "world_seed": 3, **changes,
+        "oracle": "never", "best_from": 0.5, "first": 0, "world_seed": 3, "judge": "", "device": "cpu", **changes,
     }  # fmt: skip
     return argparse.Namespace(**settings)
 
@@ -201,3 +201,20 @@ def test_best_attempts_are_conversations_and_pairs_are_preferences_that_dpo_lear
     assert learned["preference_accuracy"] > 0.5, f"learned nothing from {len(lines)} pairs"
     assert learned["reward_margin"] > 0.1, "at the start it is 0"
     assert json.loads((folder / "dpo/preferences.json").read_text())["ranking_accuracy"]["before"]["n"] > 1
+
+
+def test_a_reward_model_may_judge_and_is_part_of_what_a_file_was_made_by(
+    make: Make, model: Path, tmp_path: Path
+) -> None:
+    from onesitting.checkpoint import load_model, save_model
+    from onesitting.stages.reward import with_score_head
+    from onesitting.tokenizer.bpe import Tokenizer
+
+    for seed in (0, 1):
+        scorer = with_score_head(load_model(model), seed)
+        save_model(tmp_path / f"judge{seed}", scorer, Tokenizer.load(model))
+    lines = make(rewards=["judge=1"], judge=str(tmp_path / "judge0"), n=10)
+    assert all(line["meta"]["rewards"][0] > line["meta"]["rewards"][1] for line in lines)
+    assert lines
+    with pytest.raises(UserError, match="lines of another model"):
+        make(rewards=["judge=1"], judge=str(tmp_path / "judge1"), n=10)

@@ -78,11 +78,13 @@ def test_a_trained_reward_model_is_a_reward(place: Path) -> None:
         assert line["reward_judge"] != 0
 
 
-def test_two_processes_make_the_attempts_and_the_gradient_of_one(place: Path) -> None:
-    one = train(place, "grpo", "one")
-    two = train(place, "grpo", "two", "--device.threads", "1", processes=2)
-    for key in ("reward", "n_units", "attempt_tokens", "informative"):
-        assert two[0][key] == pytest.approx(one[0][key]), key
+@pytest.mark.parametrize("stage", ["grpo", "ppo"])
+def test_two_processes_make_the_attempts_and_the_gradient_of_one(place: Path, stage: str) -> None:
+    one = train(place, stage, f"{stage}-one")
+    two = train(place, stage, f"{stage}-two", "--device.threads", "1", processes=2)
+    same = ["reward", "n_units", "attempt_tokens", "informative"]
+    for key in [*same, "value_loss", "return_variance"] if stage == "ppo" else same:
+        assert two[0][key] == pytest.approx(one[0][key], rel=1e-5), key
     assert two[0]["loss"] == pytest.approx(one[0]["loss"], rel=1e-4, abs=1e-6)
     assert two[0]["grad_norm"] == pytest.approx(one[0]["grad_norm"], rel=1e-3)
 
@@ -93,7 +95,7 @@ def test_two_processes_make_the_attempts_and_the_gradient_of_one(place: Path) ->
         (("--rl.minibatches", "3"), "rl.minibatches = 3 does not divide rl.prompts_per_batch = 2"),
         (("--rl.samples", "1"), "give at least 2"),
         (("--rl.rewards", "scorr"), "there is no reward 'scorr'"),
-        (("--rl.rewards", "judge"), "holds no reward model"),
+        (("--rl.rewards", "judge"), "this run has no reward model"),
         (("--rl.judge", "runs/nothing"), "add judge=1"),
         (("--rl.prompts", "no.jsonl"), "no such file"),
         (("--rl.max_tokens", "600"), "leaves no room for a prompt"),

@@ -4,8 +4,9 @@ from typing import Any
 
 import pytest
 
+from onesitting.config import RLConfig, RunConfig
 from onesitting.errors import UserError
-from onesitting.rewards import REWARDS, Attempt, parse_terms, unit_test, weighted_sum
+from onesitting.rewards import REWARDS, Attempt, check_rl, parse_terms, unit_test, weighted_sum
 from onesitting.tools.sandbox import Limits
 
 CALL = {"type": "function", "function": {"name": "calculator", "arguments": {"expression": "2 + 3"}}}
@@ -110,3 +111,32 @@ def test_the_sum_is_weighted_and_its_parts_are_not():
 def test_a_wrong_reward_is_refused(texts: tuple[str, ...], message: str):
     with pytest.raises(UserError, match=message):
         parse_terms(texts)
+
+
+@pytest.mark.parametrize(
+    ("name", "given", "missing"),
+    [
+        ("unit_test", attempt("x = 1"), "tests"),
+        ("near_call", attempt("", tool_calls=[CALL], reference={"name": "calculator"}), "arguments"),
+        ("scorer", attempt("7", reference={"tests": "assert x"}, scorer="number"), "answer"),
+    ],
+)
+def test_what_a_reference_lacks_is_said_with_who_reads_it(name: str, given: Attempt, missing: str):
+    with pytest.raises(UserError, match=f"no '{missing}', which .*{name if name != 'scorer' else 'number'}"):
+        REWARDS[name](given)
+
+
+def test_code_that_prints_much_and_passes_its_tests_has_passed():
+    code = "print('x' * 20_000)\ndef f():\n    return 1"
+    assert unit_test(attempt(code, reference={"tests": "assert f() == 1"})) == 1.0
+
+
+def test_what_reinforcement_learning_would_refuse_is_refused_before_other_stages_run(tmp_path: Any):
+    for wrong, said in (
+        ({"rewards": ("scorr=1",)}, "no reward 'scorr'"),
+        ({"prompts": ("world:sums",)}, "no task 'sums'"),
+        ({"tools": str(tmp_path / "no.py")}, "no Python file"),
+    ):
+        with pytest.raises(UserError, match=said):
+            check_rl(RunConfig(rl=RLConfig(**wrong)))
+    check_rl(RunConfig(rl=RLConfig(rewards=("judge=0.5", "scorer"), prompts=("world:agent", "mine.jsonl"))))

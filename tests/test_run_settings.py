@@ -46,3 +46,19 @@ def test_a_run_whose_folder_is_named_like_a_recipe_is_read_from_its_folder(
     claim(folder, cfg)
     with pytest.raises(UserError, match="seed is 7 there"):
         claim(folder, replace(cfg, seed=8))
+
+
+def test_a_stage_that_is_added_may_learn_from_other_conversations(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path / "mine")
+    cfg = RunConfig(name="mine", out=str(tmp_path), stages=("pretrain",))
+    claim(folder, cfg)
+    finished(folder, "pretrain", done=False)
+    added = replace(cfg, stages=("pretrain", "sft"), chat=("mine.jsonl",))
+    with pytest.raises(UserError, match="chat is"):
+        claim(folder, added)  # pretraining may read them, and has not ended
+    finished(folder, "pretrain")
+    claim(folder, added)
+    assert resolve(load_recipe(folder.path)).chat == ("mine.jsonl",)
+    finished(folder, "sft")
+    with pytest.raises(UserError, match="chat is"):
+        claim(folder, replace(added, chat=("other.jsonl",)))

@@ -73,6 +73,12 @@ def test_numbers_that_are_not_finite_become_null_and_the_line_stays_json(tmp_pat
     }
 
 
+def test_several_records_are_written_at_once(tmp_path: Path):
+    append_jsonl(tmp_path / "log.jsonl", {"a": 1}, {"a": 2})
+    append_jsonl(tmp_path / "log.jsonl", {"a": 3})
+    assert [record["a"] for record in read_jsonl(tmp_path / "log.jsonl")] == [1, 2, 3]
+
+
 def test_a_missing_log_is_empty(tmp_path: Path):
     assert read_jsonl(tmp_path / "metrics.jsonl") == []
 

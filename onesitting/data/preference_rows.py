@@ -124,9 +124,9 @@ def preference_rows(
 
 
 def mismatched(file: PreferenceFile, sides: Sequence[int], *, row_length: int, seed: int) -> PreferenceBatch:
-    """The prompts of unpaired sides, each with the reply of another side, for KTO's estimate of a divergence.
+    """The prompts of unpaired sides, each with a reply to another prompt, for KTO's estimate of a divergence.
 
-    The partner of a side stands in the next packed row, so that it depends on the file alone.
+    The partner of a side stands in the next packed row or behind it, so that it depends on the file alone.
     """
     members, first, _ = file.pack(row_length, seed, False)
     place_of = np.zeros(2 * file.n_preferences, dtype=np.int64)
@@ -135,8 +135,11 @@ def mismatched(file: PreferenceFile, sides: Sequence[int], *, row_length: int, s
     for side in sides:
         place = int(place_of[side])
         row = int(np.searchsorted(first, place, side="right")) - 1
-        following = members[first[(row + 1) % (len(first) - 1)] : first[(row + 1) % (len(first) - 1) + 1]]
-        partner = int(following[(place - first[row]) % len(following)])
+        begin, end = first[(row + 1) % (len(first) - 1)], first[(row + 1) % (len(first) - 1) + 1]
+        wanted = int(begin + (place - first[row]) % (end - begin))
+        later = (int(members[(wanted + i) % len(members)]) for i in range(len(members)))
+        # A file of one preference has no other prompt: then the reply itself.
+        partner = next((other for other in later if other // 2 != side // 2), side)
         (prompt, begins), (reply, trained) = file.side(side), file.side(partner)
         n_prompt, n_other = int(np.argmax(begins)), int(np.argmax(trained))
         mask = np.concatenate([np.zeros(n_prompt, dtype=bool), trained[n_other:]])

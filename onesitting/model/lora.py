@@ -94,6 +94,11 @@ def add_adapter(
     Raises UserError for a name that is taken and for a pattern that no linear layer has.
     """
     check_lora(cfg)
+    if base is not None and (base / "adapter_config.json").is_file():
+        raise UserError(
+            f"lora.rank = {cfg.rank}: {base} is an adapter, and another one cannot stand on it; start from the merged "
+            f"model, {base.parent / 'model'}"
+        )
     if base is not None and model.frozen_base is None:
         model.frozen_base = (str(base), weights_hash(model))
     if cfg.name in adapter_names(model):

@@ -13,14 +13,17 @@ from typing import Any
 import torch
 
 from onesitting.checkpoint import load_model
-from onesitting.config import RunConfig
+from onesitting.config import ModelConfig, RunConfig
 from onesitting.data.prompts import Prompt, Prompts, read_prompts
 from onesitting.data.world.splits import Split
+from onesitting.errors import UserError
 from onesitting.model.transformer import Transformer
 from onesitting.rewards import Attempt, Batched, parse_terms, weighted_sum
 from onesitting.stages.next_token import rank_share
 from onesitting.stages.rollout import RolloutSettings, Trajectory, rollout
+from onesitting.start import stretched_as
 from onesitting.tokenizer.bpe import Tokenizer
+from onesitting.tools.from_file import read_tools
 from onesitting.tools.process import ToolProcess
 from onesitting.tools.sandbox import Limits
 from onesitting.train import distributed
@@ -75,7 +78,14 @@ class AttemptMaker:
         """Rewards: batched rewards under further names, such as a reward model."""
         self.cfg, self.name, self.tokenizer, self.plan, self.ranks = cfg, name, tokenizer, plan, ranks
         rl = cfg.rl
-        self.prompts: Prompts = read_prompts(rl.prompts, cfg.seed, cfg.corpus.max_bad_fraction)
+        own = read_tools(Path(rl.tools).expanduser()) if rl.tools else []
+        self.prompts: Prompts = read_prompts(rl.prompts, cfg.seed, cfg.corpus.max_bad_fraction, own)
+        unknown = self.prompts.unknown_tools() if rl.max_turns > 1 else []
+        if unknown:
+            raise UserError(
+                f"rl.prompts offer the tool '{unknown[0]}', and nobody can run it: write it as a function into a "
+                "Python file and name that with --rl.tools, or set rl.max_turns=1 to judge the calls alone"
+            )
         self.terms = parse_terms(rl.rewards, rewards)
         self.settings = RolloutSettings(
             temperature=rl.temperature, max_tokens=rl.max_tokens, max_turns=rl.max_turns,
@@ -94,7 +104,8 @@ class AttemptMaker:
             for minibatch in range(rl.minibatches)
             for i in range(count)
         ]
-        prompts = [self.prompts.get("train", index) for index in mine for _ in range(rl.samples)]
+        asked = [self.prompts.get("train", index) for index in mine]
+        prompts = [prompt for prompt in asked for _ in range(rl.samples)]
         indices = [index * rl.samples + sample for index in mine for sample in range(rl.samples)]
         made = self.attempt(model, prompts, indices, self.settings, f"{self.cfg.seed}/{self.name}")
         size = count * rl.samples
@@ -190,10 +201,11 @@ def evaluating(model: Transformer) -> Any:
         model.train(was_training)
 
 
-def load_reference(start: Path | None, plan: DevicePlan) -> Transformer:
-    """The frozen model that the stage started with."""
+def load_reference(start: Path | None, plan: DevicePlan, shape: ModelConfig) -> Transformer:
+    """The frozen model that the stage started with, its context stretched as `shape` asks."""
     assert start is not None, "a stage of reinforcement learning starts from a model"
     reference = load_model(start, plan.torch_device)
+    reference.cfg = stretched_as(reference.cfg, shape)
     for parameter in reference.parameters():
         parameter.requires_grad_(False)
     return reference

@@ -6,6 +6,7 @@ The data are the conversations of SFT. A token's loss is (1 - w) cross-entropy +
 """
 
 import hashlib
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -83,15 +84,17 @@ class DistillStage:
         settings = cfg.distill
         self.row_length = settings.context_length or cfg.model.context_length
         self.n_rows = max(1, settings.step_tokens // self.row_length)
-        self.n_own = round(self.n_rows * settings.on_policy)
+        # At least one row where some are asked for: rounding must not switch it off.
+        self.n_own = max(round(self.n_rows * settings.on_policy), math.ceil(settings.on_policy))
         self.cycle = 1 if self.n_own else 0
         self.teacher, self.teacher_folder = load_teacher(cfg, tokenizer, plan, self.row_length)
         self.kept: KeptLogits | None = None
         if settings.top_k:
             identity = f"{model_identity(self.teacher_folder)}/{settings.temperature}/{plan.dtype}"
             self.kept = KeptLogits(
-                chat.train, folder, identity, row_length=self.row_length, seed=cfg.seed, k=settings.top_k
-            )
+                chat.train, folder, identity, row_length=self.row_length, seed=cfg.seed,
+                k=min(settings.top_k, self.teacher.cfg.vocab_size),
+            )  # fmt: skip
 
     def next_batches(self, model: Transformer | None, step: int, row_length: int) -> list[DistillBatch]:
         """This rank's micro-batches of step `step`: rows of the data, then rows that the student writes now."""

@@ -32,6 +32,7 @@ from onesitting.model.lora import adapter_names, disabled
 from onesitting.model.transformer import Transformer
 from onesitting.stages.next_token import rank_share, write_samples
 from onesitting.stages.reference import ReferenceLogprobs, model_identity
+from onesitting.start import stretched_as
 from onesitting.tokenizer.bpe import Tokenizer
 from onesitting.train.device import DevicePlan
 from onesitting.train.distributed import Ranks
@@ -208,6 +209,7 @@ class DPOStage:
             return
         if self.frozen is None:
             self.frozen = load_model(self.start, self.plan.torch_device, self.plan.torch_dtype)
+            self.frozen.cfg = stretched_as(self.frozen.cfg, self.cfg.model)
             self.frozen.requires_grad_(False)
         yield self.frozen
 
@@ -238,10 +240,10 @@ class DPOStage:
         for batch in batches:
             batch = batch.to(self.plan.torch_device)
             policy = reply_logprobs(model, batch)
-            if self.cfg.dpo.loss == "simpo":
-                rewards = self.cfg.dpo.beta * policy / batch.lengths
-            else:
-                rewards = self.cfg.dpo.beta * (policy - self.reference("val").of(batch, model))
+            is_simpo = self.cfg.dpo.loss == "simpo"
+            ratios = policy if is_simpo else policy - self.reference("val").of(batch, model)
+            by_token = is_simpo or self.cfg.dpo.normalise_length
+            rewards = self.cfg.dpo.beta * (ratios / batch.lengths if by_token else ratios)
             values.append(torch.stack([rewards, policy, (batch.sides % 2 == 0).float()]).cpu())
         if not values:  # no held-out preference fits into a row
             return {}

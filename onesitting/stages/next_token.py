@@ -1,4 +1,4 @@
-"""What pretraining and SFT share: the next-token loss, micro-batches, and samples during training.
+"""What pretraining and SFT share: the next-token loss, shares of rows, and samples during training.
 
 Shapes: B rows, T tokens in a row.
 """
@@ -18,11 +18,6 @@ from onesitting.model.transformer import Transformer
 def next_token_loss(model: Transformer, batch: Batch) -> Tensor:
     """Sum over the batch's targets of the cross-entropy in nats, a float32 scalar; -100 is not trained."""
     return model(batch.tokens, targets=batch.targets, doc_ids=batch.doc_ids, positions=batch.positions)
-
-
-def micro_batches(batch: Batch, rows: int) -> list[Batch]:
-    """Cut a step's batch into micro-batches of at most `rows` rows."""
-    return batch.split(rows)
 
 
 def rank_share(n_rows: int, rank: int, world: int) -> tuple[int, int]:

@@ -22,7 +22,7 @@ from onesitting.model.transformer import Transformer
 from onesitting.rewards import Batched
 from onesitting.rl_config import PolicyConfig
 from onesitting.stages.attempt_batches import RLBatch, make_batches, sampled_hidden, sampled_logprobs
-from onesitting.stages.attempts import AttemptMaker, Rewarded, joined, load_reference
+from onesitting.stages.attempts import AttemptMaker, Rewarded, evaluating, joined, load_reference
 from onesitting.stages.policy_loss import Clip, Ratio, kl_estimate, log_ratios, policy_loss
 from onesitting.tokenizer.bpe import Tokenizer
 from onesitting.train.device import DevicePlan
@@ -58,7 +58,7 @@ class PolicyStage:
         needs_copy = (
             rl.kl_weight > 0 and not cfg.lora.rank
         )  # with an adapter, disabling it gives the reference
-        self.reference = load_reference(start, plan) if needs_copy else None
+        self.reference = load_reference(start, plan, cfg.model) if needs_copy else None
         self.held: tuple[int, list[list[RLBatch]]] = (-1, [])
 
     def next_batches(self, model: Transformer, step: int, row_length: int) -> list[RLBatch]:
@@ -75,7 +75,7 @@ class PolicyStage:
         batches = [self.micro_batches(model, part) for part in parts]
         if batches[0]:
             statistics = joined(parts).statistics()
-            batches[0][0] = replace(batches[0][0], statistics=statistics)
+            batches[0][0] = replace(batches[0][0], statistics=statistics | batches[0][0].statistics)
         return batches
 
     def advantages(self, part: Rewarded) -> list[float]:
@@ -103,7 +103,7 @@ class PolicyStage:
         """(N,) log-probabilities by a model, without gradient."""
         batch = batch.to(self.plan.torch_device)
         # Under no_grad other kernels run, and the first ratio would be 1 + 1e-6: the graph is made and dropped.
-        with self.plan.autocast():
+        with evaluating(model), self.plan.autocast():
             hidden = sampled_hidden(model, batch)
             return sampled_logprobs(model, batch, hidden, self.cfg.rl.temperature).detach()
 

@@ -17,7 +17,7 @@ from onesitting.config import RunConfig
 from onesitting.model.transformer import Linear, Transformer
 from onesitting.rewards import Batched
 from onesitting.stages.attempt_batches import RLBatch, sampled_hidden
-from onesitting.stages.attempts import Rewarded
+from onesitting.stages.attempts import Rewarded, evaluating
 from onesitting.stages.policy_loss import generalised_advantages, value_loss
 from onesitting.stages.policy_stage import PolicyStage
 from onesitting.tokenizer.bpe import Tokenizer
@@ -77,25 +77,32 @@ class PPOStage(PolicyStage):
         ppo = self.cfg.ppo
         batches: list[RLBatch] = []
         for batch in super().micro_batches(model, part):
-            with torch.no_grad(), self.plan.autocast():
+            with torch.no_grad(), evaluating(model), self.plan.autocast():
                 moved = batch.to(self.plan.torch_device)
                 values = values_of(model, sampled_hidden(model, moved))
                 advantages, returns = attempt_advantages(moved, values, gamma=ppo.gamma, lam=ppo.lam)
             batches.append(replace(batch, values=values, returns=returns, advantages=advantages))
-        return self.normalised(batches) if ppo.normalise_advantages else batches
+        returns = [batch.returns for batch in batches if batch.returns is not None]
+        _, spread = self.mean_and_std(returns)
+        if batches:
+            n = sum(len(one) for one in returns)
+            batches[0] = replace(batches[0], statistics={"return_variance": (n * spread**2, float(n))})
+        if not ppo.normalise_advantages:
+            return batches
+        mean, std = self.mean_and_std([batch.advantages for batch in batches])
+        return [replace(b, advantages=(b.advantages - mean) / (std + 1e-8)) for b in batches]
 
-    def normalised(self, batches: list[RLBatch]) -> list[RLBatch]:
-        """The same with advantages of mean 0 and deviation 1 over the minibatch of all processes."""
-        every = torch.cat([batch.advantages for batch in batches]) if batches else torch.zeros(0)
+    def mean_and_std(self, values: list[Tensor]) -> tuple[float, float]:
+        """Of the minibatch's tokens, over its micro-batches and all processes; each of `values` is (N,)."""
+        every = torch.cat(values).double().cpu() if values else torch.zeros(0).double()
         sums = {
-            "n": torch.tensor(float(len(every))),
-            "sum": every.sum().cpu(),
-            "squares": every.square().sum().cpu(),
+            "n": torch.tensor(float(len(every))).double(),
+            "sum": every.sum(),
+            "squares": every.square().sum(),
         }
         sums = {name: float(value) for name, value in self.ranks.sum_tensors(sums).items()}
         mean = sums["sum"] / max(1.0, sums["n"])
-        std = max(0.0, sums["squares"] / max(1.0, sums["n"]) - mean**2) ** 0.5
-        return [replace(b, advantages=(b.advantages - mean) / (std + 1e-8)) for b in batches]
+        return mean, max(0.0, sums["squares"] / max(1.0, sums["n"]) - mean**2) ** 0.5
 
     def loss_sum(self, model: Transformer, batch: RLBatch) -> tuple[Tensor, dict[str, Tensor]]:
         """Weighted sum of the policy's losses and the value head's, which share no parameter."""
@@ -106,7 +113,5 @@ class PPOStage(PolicyStage):
         # Not detached, its gradient drowns the policy's in the trunk: entropy rose and the reward fell (docs/log.md).
         values = values_of(model, hidden.detach())
         losses = value_loss(values, batch.values, batch.returns, self.cfg.ppo.value_clip)
-        spread = (batch.returns - batch.returns.mean()).square().sum()
         sums |= {"value_loss": losses.detach().sum(), "value_loss/n": sums["approx_kl/n"]}
-        sums |= {"return_variance": spread, "return_variance/n": sums["approx_kl/n"]}
         return policy + (losses * batch.weights).sum(), sums

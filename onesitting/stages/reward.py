@@ -181,7 +181,9 @@ class RewardModel:
         scores: list[float] = []
         for start in range(0, len(ids), AT_ONCE):
             part = ids[start : start + AT_ONCE]
-            batch = whole_conversations(part, row_length=length, eos_id=self.tokenizer.eos_id)
+            # The mask grows with the square of the row, and a context may be far longer than these texts.
+            row = min(length, -(-max(map(len, part)) // 64) * 64)
+            batch = whole_conversations(part, row_length=row, eos_id=self.tokenizer.eos_id)
             with torch.inference_mode():
                 scores += conversation_scores(self.model, batch.to(self.model.device)).tolist()
         return scores

@@ -77,7 +77,10 @@ def _schema_of(hint: ast.expr | None) -> JSON | None:
             return {"type": _SCHEMA_TYPES[hint.value.id]}
         if hint.value.id == "Literal":
             items = hint.slice.elts if isinstance(hint.slice, ast.Tuple) else [hint.slice]
-            values: list[Any] = [item.value for item in items if isinstance(item, ast.Constant)]
+            try:
+                values: list[Any] = [ast.literal_eval(item) for item in items]
+            except ValueError:
+                return None
             kind = _SCHEMA_TYPES.get(type(values[0]).__name__) if values else None
             return {"type": kind, "enum": values} if kind else None
     return None

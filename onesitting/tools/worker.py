@@ -1,5 +1,6 @@
 """The worker process of `ToolProcess`: reads calls as JSON lines, runs them, writes results as JSON lines."""
 
+import contextlib
 import importlib
 import importlib.util
 import json
@@ -43,8 +44,12 @@ def find(function: str) -> Callable[..., Any]:
             assert spec is not None
             assert spec.loader is not None
             module = importlib.util.module_from_spec(spec)
-            spec.loader.exec_module(module)
-            sys.modules[place] = module
+            sys.modules[place] = module  # before it runs: dataclasses look up their module
+            try:
+                spec.loader.exec_module(module)
+            except BaseException:
+                del sys.modules[place]
+                raise
         return getattr(sys.modules[place], name)
     return getattr(importlib.import_module(place), name)
 
@@ -60,7 +65,9 @@ def _limit_memory(memory_mb: int) -> None:
     except ImportError:  # Windows has none
         return
     n_bytes = memory_mb * 1024 * 1024
-    resource.setrlimit(resource.RLIMIT_AS, (n_bytes, n_bytes))
+    # macOS refuses every such limit, and a stricter one of the user's own stays.
+    with contextlib.suppress(ValueError, OSError):
+        resource.setrlimit(resource.RLIMIT_AS, (n_bytes, n_bytes))
 
 
 def _write(results: Any, text: str) -> None:

@@ -9,6 +9,7 @@ from onesitting.data.prompts import prompt_of, read_prompts
 from onesitting.data.world.scoring import Reply
 from onesitting.data.world.suite import SCORERS
 from onesitting.errors import UserError
+from onesitting.tools.protocol import Tool, make_schema
 
 
 def write(path: Path, records: list[object]) -> str:
@@ -36,7 +37,15 @@ def test_a_record_of_messages_brings_its_own_scorer_and_reference():
         ([], "not an object"),
         ({"question": "?"}, "without an answer"),
         ({"text": "?"}, "neither"),
-        ({"messages": [{"role": "user", "content": "?"}], "reference": 3}, "neither text nor an object"),
+        ({"messages": [{"role": "user", "content": "?"}], "reference": ["3"]}, "neither text, a number"),
+        (
+            {"messages": [{"role": "user", "content": "?"}], "reference": {"tests": "x"}, "scorer": "number"},
+            "no `answer`, which the scorer 'number'",
+        ),
+        (
+            {"messages": [{"role": "user", "content": "?"}], "reference": {"name": "f"}, "scorer": "tool"},
+            "no `arguments`, which the scorer 'tool'",
+        ),
         (
             {"messages": [{"role": "user", "content": "?"}], "reference": "x", "scorer": "guess"},
             "no scorer 'guess'",
@@ -94,3 +103,53 @@ def test_prompts_of_one_task_are_pure_and_their_oracle_is_right(task: str):
 def test_an_unknown_task_of_the_world_is_refused():
     with pytest.raises(UserError, match=r"no task 'sums'; use stories, .*agent"):
         read_prompts(("world:sums",), 0)
+
+
+@pytest.mark.parametrize(
+    ("scorer", "reference", "reply"),
+    [
+        (None, {"answer": "85"}, "It is 85."),
+        (None, 85, "It is 85."),
+        ("answer", {"accepted": ["eighty-five", "85"]}, "It is 85."),
+        ("number", 85.0, "So 85"),
+        ("number", "1,085", "So 1,085."),
+        ("number", {"answer": 1234567}, "1234567"),
+        ("last_word", "Thursday", "On Thursday."),
+    ],
+)
+def test_a_reference_is_read_in_every_form_that_says_what_is_right(
+    scorer: object, reference: object, reply: str
+):
+    record = {"messages": [{"role": "user", "content": "?"}], "reference": reference}
+    prompt = prompt_of({**record, "scorer": scorer} if scorer else record)
+    assert SCORERS[prompt.scorer](Reply(reply), prompt.reference).correct
+    assert not SCORERS[prompt.scorer](Reply("It is 86."), prompt.reference).correct
+
+
+AREA = make_schema("area", "Area.", {"width": {"type": "number"}})
+
+
+def test_a_call_is_scored_by_the_schemas_of_the_record(tmp_path: Path):
+    reference = {"name": "area", "arguments": [{"width": 3}]}
+    record = {"messages": [{"role": "user", "content": "?"}], "reference": reference, "scorer": "tool"}
+    call = {"type": "function", "function": {"name": "area", "arguments": {"width": 3}}}
+    for prompt in (prompt_of({**record, "tools": [AREA]}), prompt_of(record, [AREA])):
+        assert prompt.tools == [AREA]
+        assert SCORERS["tool"](Reply("", (call,)), prompt.reference).correct
+
+
+def test_tools_of_ones_own_are_offered_and_one_that_nobody_runs_is_found(tmp_path: Path):
+    area = Tool(schema=AREA, function="mine.py:area")
+    spec = write(
+        tmp_path / "p.jsonl",
+        [{"messages": [{"role": "user", "content": f"{i}?"}], "reference": "x"} for i in range(30)],
+    )
+    prompts = read_prompts((spec,), 0, tools=[area])
+    assert prompts.get("train", 0).tools == [AREA]
+    assert prompts.unknown_tools() == []
+    assert "area" in {tool.name for tool in prompts.tools}
+    other = write(
+        tmp_path / "o.jsonl",
+        [{"messages": [{"role": "user", "content": "?"}], "reference": "x", "tools": [AREA]}],
+    )
+    assert read_prompts((other,), 0).unknown_tools() == ["area"]

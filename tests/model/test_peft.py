@@ -167,6 +167,12 @@ def test_a_checkpoint_of_another_kind_or_another_base_is_refused(tmp_path: Path)
         load_checkpoint(tmp_path / "000001", other)
 
 
+def test_an_adapter_is_no_base_of_another(tmp_path: Path) -> None:
+    adapted(tmp_path, CONFIGS["all"])
+    with pytest.raises(UserError, match="start from the merged model"):
+        add_adapter(Transformer(SHAPES["qwen3"], seed=9), CONFIGS["all"], base=tmp_path / "adapter")
+
+
 def test_the_adapter_file_has_nothing_of_the_base(tmp_path: Path) -> None:
     it = adapted(tmp_path, CONFIGS["all"])
     size = (tmp_path / "adapter/adapter_model.safetensors").stat().st_size

@@ -15,7 +15,8 @@ import torch.nn.functional as F
 
 from onesitting.checkpoint import load_model
 from onesitting.config import DPOConfig, RunConfig
-from onesitting.evaluation.preferences import reply_logprobs
+from onesitting.data.preference_rows import mismatched
+from onesitting.evaluation.preferences import held_out_batches, reply_logprobs
 from onesitting.model.transformer import Transformer
 from onesitting.runlog import RunFolder, read_jsonl
 from onesitting.stages.dpo import DPOStage, ipo_loss, kto_loss, pair_losses, sigmoid_loss
@@ -240,7 +241,10 @@ def test_ktos_baseline_is_the_mean_log_ratio_of_replies_to_other_prompts(
             if side not in torch.cat([b.sides for b in batches]):
                 continue
             other = rows[(number + 1) % len(rows)]
-            (ids, a), (reply, b) = file.side(side), file.side(other[place % len(other)])
+            later = members.tolist().index(other[place % len(other)])
+            while members[later % len(members)] // 2 == side // 2:  # the other reply to the same prompt
+                later += 1
+            (ids, a), (reply, b) = file.side(side), file.side(int(members[later % len(members)]))
             text = [*ids[: a.argmax()], *reply[b.argmax() :]][: tiny.ROW + 1]
             tokens, n_prompt = torch.tensor([text]), int(a.argmax())
             for sign, each in ((1, model), (-1, reference)):
@@ -411,3 +415,37 @@ def test_kto_losses_equal_trls() -> None:
     cfg = DPOConfig(loss="kto", beta=0.3, desirable_weight=1.3, undesirable_weight=0.8)
     mine = kto_loss(0.3 * (POLICY - REFERENCE), chosen, 0.3 * divergence, cfg)
     assert float(mine.mean()) == pytest.approx(float(loss), rel=1e-5)
+
+
+def test_held_out_rewards_are_those_that_are_trained(tmp_path: Path, words: Tokenizer, start: Path) -> None:
+    model = moved(start).eval()
+    for settings in ({}, {"normalise_length": True}, {"loss": "simpo"}):
+        stage = make(tmp_path, words, start, **settings)
+        stage.data.val = stage.data.train
+        (batch,) = held_out_batches(
+            stage.data.val, row_length=tiny.ROW, paired=True, seed=0, max_tokens=10**9, micro_rows=10**6
+        )
+        with torch.no_grad():
+            _, sums = stage.loss_sum(model, batch)
+            found = stage.evaluate(model)
+        assert found["n_pairs"] == batch.n_units
+        assert found["reward_margin"] == pytest.approx(float(sums["reward_margin"]) / batch.n_units, rel=1e-4)
+
+
+def test_ktos_partner_is_never_the_other_reply_to_the_same_prompt(tmp_path: Path, words: Tokenizer) -> None:
+    # Replies of one length, a row for each: the two to a prompt are neighbours in the order of packing.
+    records = [
+        {"prompt": f"What is {i}?", "chosen": f"It is {i} {'good ' * i}", "rejected": f"It is {i} {'bad ' * i}"}
+        for i in range(9, 21)
+    ]  # fmt: skip
+    file = tiny.preferences(tmp_path, words, records).train
+    row_length = 70
+    members, _, _ = file.pack(row_length, 0, False)
+    own = [
+        words.decode(file.side(side)[0].tolist()).split("It is ")[1].split()[0] for side in members.tolist()
+    ]
+    assert any(a == b for a, b in itertools.pairwise(own))
+    batch = mismatched(file, members.tolist(), row_length=row_length, seed=0)
+    for place in range(len(members)):
+        reply = words.decode(batch.targets[batch.owner == place].tolist())
+        assert reply.split("It is ")[1].split()[0] != own[place]

@@ -1,6 +1,7 @@
 """GRPO through the real engine, rewards and loop: contracts 1, 3, 7, 14 and 15."""
 
 import dataclasses
+import json
 import os
 import signal
 from pathlib import Path
@@ -12,13 +13,17 @@ from rl_maker import config, device_plan, memorised, random_model
 from torch import Tensor
 
 from onesitting.checkpoint import save_model
-from onesitting.config import RunConfig
+from onesitting.config import LoraConfig, RunConfig
+from onesitting.errors import UserError
+from onesitting.model.lora import add_adapter
+from onesitting.model.moe import MoE
 from onesitting.model.transformer import Transformer
 from onesitting.runlog import RunFolder, read_jsonl
 from onesitting.stages.attempt_batches import RLBatch, make_batches, shared_rows
 from onesitting.stages.attempts import Rewarded
 from onesitting.stages.grpo import GRPOStage
 from onesitting.stages.rollout import Trajectory
+from onesitting.tools.protocol import make_schema
 from onesitting.train import distributed
 from onesitting.train.budget import StepTarget
 from onesitting.train.loop import FitSettings, fit
@@ -218,3 +223,41 @@ def test_a_rewarded_length_changes_the_attempts(tmp_path: Path):
     rewards = [r["reward"] for r in read_jsonl(tmp_path / "grpo/metrics.jsonl") if "reward" in r]
     assert len(rewards) == 8
     assert sum(rewards[-2:]) > sum(rewards[:2]) + 0.2
+
+
+def test_probabilities_that_stay_fixed_are_those_without_dropout_and_leave_no_trace():
+    """A mixture records what its router chose for the balance loss: tokens that are trained, and no others."""
+    cfg = config(TOKENIZER, epochs=2)
+    mixed = dataclasses.replace(cfg.model, n_experts=4, n_active_experts=2, router_aux_loss=0.01)
+    stage, model = make_stage(dataclasses.replace(cfg, model=mixed)), Transformer(mixed, seed=1)
+    stage.next_batches(model, 0, 256)
+    assert model.training
+    layers = [part for part in model.modules() if isinstance(part, MoE)]
+    assert layers
+    assert all(part.probability_sum is None and part.counts is None for part in layers)
+    dense = random_model(TOKENIZER)
+    add_adapter(dense, LoraConfig(rank=4, dropout=0.5), seed=0)
+    with torch.no_grad():
+        for name, parameter in dense.named_parameters():
+            if "lora_B" in name:
+                parameter.normal_(std=0.1)
+    stage = make_stage(cfg)
+    batch = stage.next_batches(dense, 0, 256)[0]
+    assert batch.old is not None
+    assert torch.equal(batch.old, stage.fixed_logprobs(dense, batch)), "no mask was drawn"
+
+
+def test_a_tool_that_prompts_offer_and_nobody_runs_is_refused(tmp_path: Path):
+    schema = make_schema("area", "Area.", {"width": {"type": "number"}})
+    record = {"messages": [{"role": "user", "content": "?"}], "reference": "x", "tools": [schema]}
+    (tmp_path / "p.jsonl").write_text(json.dumps(record) + "\n")
+    cfg = config(TOKENIZER, prompts=(str(tmp_path / "p.jsonl"),), max_turns=2)
+    with pytest.raises(UserError, match="the tool 'area', and nobody can run it"):
+        make_stage(cfg)
+    (tmp_path / "mine.py").write_text('def area(width: float) -> str:\n    """Area."""\n    return "1"\n')
+    stage = make_stage(
+        dataclasses.replace(cfg, rl=dataclasses.replace(cfg.rl, tools=str(tmp_path / "mine.py")))
+    )
+    assert stage.maker.tools is not None
+    assert stage.maker.tools.call({"name": "area", "arguments": {"width": 2}}) == "1"
+    stage.maker.tools.close()

@@ -207,3 +207,13 @@ def test_attempts_are_judged_as_the_conversations_they_are(
     with_tools = judge.score([*ATTEMPT.prompt, *ATTEMPT.messages], ATTEMPT.tools)
     assert scores[-1] == pytest.approx(with_tools, abs=1e-5)
     assert scores[0] != scores[1]
+
+
+def test_a_long_context_costs_nothing_that_the_texts_do_not_need(
+    tmp_path: Path, words: Tokenizer, start: Path
+) -> None:
+    save_model(tmp_path / "model", scorer(start), words)
+    judge = load_reward_model(tmp_path / "model")
+    wanted = judge.score(TALK)
+    judge.model.cfg = dataclasses.replace(judge.model.cfg, context_length=1_000_000)  # a mask of 4 TB
+    assert judge.score(TALK) == pytest.approx(wanted, abs=1e-5)

@@ -8,6 +8,7 @@ import pytest
 
 from onesitting.data.world.tools import TOOLS, call_tool, lookup_in, world_tools
 from onesitting.errors import UserError
+from onesitting.tools import worker
 from onesitting.tools.from_file import read_tools
 from onesitting.tools.process import ToolProcess
 from onesitting.tools.protocol import validate_call
@@ -192,3 +193,36 @@ def test_a_schema_without_types_allows_every_value():
         validate_call({"name": "f", "arguments": {"y": 1}}, [schema])
         == "'y' is not of type ['string', 'null']"
     )
+
+
+def test_a_system_that_refuses_memory_limits_still_runs_tools(monkeypatch: pytest.MonkeyPatch):
+    """macOS does."""
+    resource = pytest.importorskip("resource")
+
+    def refuse(*_: object) -> None:
+        raise ValueError("current limit exceeds maximum limit")
+
+    monkeypatch.setattr(resource, "setrlimit", refuse)
+    worker._limit_memory(512)
+
+
+def test_a_file_of_tools_may_define_dataclasses_and_choose_among_negative_numbers(tmp_path: Path):
+    path = tmp_path / "mine.py"
+    path.write_text(
+        "from __future__ import annotations\nfrom dataclasses import dataclass\nfrom typing import Literal\n"
+        "@dataclass\nclass Point:\n    x: int\n"
+        'def step(way: Literal[-1, 1]) -> str:\n    """One step."""\n    return str(Point(way).x)\n'
+    )
+    (tool,) = read_tools(path)
+    assert tool.schema["function"]["parameters"]["properties"] == {
+        "way": {"type": "integer", "enum": [-1, 1]}
+    }
+    with ToolProcess([tool]) as tools:
+        assert tools.call({"name": "step", "arguments": {"way": -1}}) == "-1"
+
+
+def test_a_file_of_tools_that_fails_to_load_says_so_at_each_call(tmp_path: Path):
+    path = tmp_path / "mine.py"
+    path.write_text('raise ValueError("no key")\ndef f() -> str:\n    """F."""\n    return ""\n')
+    with ToolProcess(read_tools(path)) as tools:
+        assert [tools.call({"name": "f", "arguments": {}}) for _ in range(2)] == ["error: no key"] * 2
