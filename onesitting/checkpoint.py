@@ -21,7 +21,7 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
-from onesitting.config import ModelConfig
+from onesitting.config import StageName
 from onesitting.errors import UserError
 from onesitting.model.hf import (
     NATIVE,
@@ -42,8 +42,9 @@ from onesitting.model.peft import (
     recorded_base,
     write_adapter,
 )
+from onesitting.model.stored import check_state, config_differences
 from onesitting.model.transformer import Transformer
-from onesitting.settings import settings
+from onesitting.runlog import RunFolder
 
 if TYPE_CHECKING:
     from onesitting.tokenizer.bpe import Tokenizer
@@ -123,12 +124,13 @@ def save_adapter(
 
 
 def find_model_folder(path: Path) -> Path:
-    """The model folder that a path means: itself, a stage's `model/`, or a run's last finished stage.
+    """The model folder that a path means: itself, a stage's `model/`, or a run's last finished stage, in its own order.
 
     Raises UserError listing where it looked.
     """
     path = Path(path)
-    stages = [stage for stage in get_args(settings()["stages"].item_kind)[::-1] if stage != "reward"]
+    own, known = RunFolder(path).stages()[::-1], get_args(StageName)[::-1]
+    stages = [stage for stage in (*own, *(s for s in known if s not in own)) if stage != "reward"]
     candidates = [path, path / "model", *(path / stage / "model" for stage in stages)]
     for candidate in candidates:
         if (candidate / "config.json").is_file() or is_adapter_folder(candidate):
@@ -266,48 +268,29 @@ def prune_checkpoints(folder: Path, keep_last: int, best: Path | str | None = No
     kept = {p.name for p in found[-max(1, keep_last) :]} | ({Path(best).name} if best else set())
     deleted = [p for p in found if p.name not in kept]
     for path in deleted:
-        # Renamed first: a kill in the middle leaves nothing that looks like a checkpoint.
-        doomed = path.with_name(f".deleted-{path.name}")
-        path.rename(doomed)
-        shutil.rmtree(doomed)
+        _delete(path)
     for path in folder.glob(".*") if folder.is_dir() else ():
         if path.name.startswith((".deleted-", ".writing-", ".replaced-")):
             shutil.rmtree(path, ignore_errors=True)
     return deleted
 
 
-def config_differences(stored: ModelConfig, wanted: ModelConfig) -> list[str]:
-    """`model.x is A there and B here` for each field that differs; where the weights came from does not count."""
-    fields = [f.name for f in dataclasses.fields(ModelConfig) if f.name not in _unstored(wanted)]
-    pairs = [(name, getattr(stored, name), getattr(wanted, name)) for name in fields]
-    return [
-        f"model.{name} is {there!r} there and {here!r} here" for name, there, here in pairs if there != here
-    ]
+def discard_newer_checkpoints(folder: Path, step: int) -> None:
+    """Delete the checkpoints of …/checkpoints that are of later steps than `step`, to which training went back.
+
+    They are damaged, or of weights that were given up, and would count as the newest that pruning keeps.
+    """
+    for path in list_checkpoints(folder):
+        if int(path.name) > step:
+            _delete(path)
 
 
-ROUTING = {"n_active_experts", "norm_top_k", "router_aux_loss", "router_bias_rate"}
-
-
-def _unstored(cfg: ModelConfig) -> set[str]:
-    """Fields that say nothing about this shape, so that a config.json does not hold them."""
-    learned = {"rope_theta"} if cfg.positions == "learned" else set[str]()
-    return {"initial_weights"} | learned | (set() if cfg.n_experts else ROUTING)
-
-
-def check_state(folder: Path, model: Transformer, state: Mapping[str, Tensor]) -> None:
-    """Raise UserError when weights under our names lack a tensor of the model, or have one too many or misshapen."""
-    expected = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
-    problems = [f"{name} is missing" for name in expected.keys() - state.keys()]
-    problems += [f"{name} is unknown" for name in state.keys() - expected.keys()]
-    for name in expected.keys() & state.keys():
-        if tuple(state[name].shape) != expected[name]:
-            problems.append(f"{name} has shape {tuple(state[name].shape)}, not {expected[name]}")
-    if problems:
-        more = f" and {len(problems) - 5} more" if len(problems) > 5 else ""
-        raise UserError(
-            f"{folder}: weights do not fit config.json: {'; '.join(sorted(problems)[:5])}{more}. "
-            "Give a folder whose config.json and weights belong together"
-        )
+def _delete(checkpoint: Path) -> None:
+    # Renamed first: a kill in the middle leaves nothing that looks like a checkpoint.
+    doomed = checkpoint.with_name(f".deleted-{checkpoint.name}")
+    shutil.rmtree(doomed, ignore_errors=True)
+    checkpoint.rename(doomed)
+    shutil.rmtree(doomed)
 
 
 def _write_model(

@@ -84,10 +84,13 @@ def parse_request(
     if extra:
         raise UserError(f"unexpected {extra[0]!r}: a setting starts with --, as in --budget 5m")
     given = {name: value for name, value in vars(known).items() if name in st.settings()}
-    cfg = resolve(load_recipe(known.recipe), given)
+    recipe = load_recipe(known.recipe)
+    cfg = resolve(recipe, given)
     cfg = replace(cfg, name=cfg.name or recipe_name(known.recipe))
     if cfg.size == "auto" and choose_size is not None:
-        cfg = replace(resolve(load_recipe(known.recipe), given | {"size": choose_size(cfg)}), name=cfg.name)
+        # Where `auto` stood: a recipe's own settings go before what its size decides.
+        (given if given.get("size") else recipe)["size"] = choose_size(cfg)
+        cfg = replace(resolve(recipe, given), name=cfg.name)
     return Request(cfg=cfg, recipe=known.recipe, options=known)
 
 

@@ -6,12 +6,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import get_args
 
-from onesitting.checkpoint import config_differences, find_model_folder, load_model, save_model
+from onesitting.checkpoint import find_model_folder, load_model, save_model
 from onesitting.config import RunConfig, StageName
 from onesitting.errors import UserError
 from onesitting.model.flops import count_parameters
 from onesitting.model.lora import weights_hash
 from onesitting.model.merge import Method, merge_states
+from onesitting.model.stored import config_differences
 from onesitting.model.transformer import Transformer
 from onesitting.recipe import load_recipe, resolve, write_config
 from onesitting.runlog import CONFIG_FILE, RunFolder, write_atomic

@@ -16,11 +16,10 @@ from typing import TypeVar
 import torch
 from rich.console import Console
 
-from onesitting import budgets
 from onesitting.budgets import parse_budget
 from onesitting.checkpoint import find_model_folder, load_model, save_adapter, save_model
 from onesitting.checks import check_config
-from onesitting.clock import CLOSING_S, Clock
+from onesitting.clock import Clock
 from onesitting.config import RunConfig, stage_config
 from onesitting.data.prepare import prepare_conversations, prepare_documents, prepare_preferences
 from onesitting.data.text_sample import text_sample
@@ -36,13 +35,13 @@ from onesitting.run_settings import (
     check_enough,
     claim,
     has_suite,
-    n_passes,
     own_budget,
     stage_tokens,
     total_seconds,
     with_stage,
 )
 from onesitting.runlog import RunFolder, StageFolder, write_atomic
+from onesitting.stage_time import stage_seconds
 from onesitting.stages.make import PipelineStage, StageInputs, make_stage, prepare_general
 from onesitting.stages.ppo import add_value_head
 from onesitting.stages.reward import with_score_head
@@ -57,7 +56,8 @@ from onesitting.train.signals import Interrupted
 
 BASE_SUITE_FROM_S = 150
 """Smallest budget, in seconds, in which the suite is also asked before the last stage."""
-LEAST_SHARE = 0.05  # of the budget, for a later stage that others left too little for
+COMPILED = ("pretrain", "sft")
+"""Stages whose step is one call of the model on rows of one length, which is what a compiler makes faster."""
 
 T = TypeVar("T")
 
@@ -194,13 +194,17 @@ class Run:
         settings = stage_config(self.cfg, name)
         model = self.initial_model(name)
         plan = self.plan.for_model(model.cfg)
+        if name not in COMPILED:
+            plan = replace(plan, compile=False, compile_reason=f"rows of {name} differ in length")
         n_adapter = n_adapter_parameters(model)
         stage = self.make_stage(name, plan)
         limit = measure_matrix_limit(plan, model.cfg)
         short = self.cfg.pretrain.short_context if name == "pretrain" else 0
         target = StepTarget(
             settings,
-            seconds=self.ranks.broadcast(self.stage_seconds(name)),
+            seconds=self.ranks.broadcast(
+                stage_seconds(self.cfg, name, self.clock, start_s=self.start_s, say=self.say)
+            ),
             tokens=getattr(settings, "steps", 0) * stage.row_length * stage.n_rows
             or stage_tokens(self.cfg, name),
             max_steps=stage.max_steps(),
@@ -209,6 +213,7 @@ class Run:
             evaluate_every=self.cfg.evaluation.every_fraction,
             evaluation_tokens=self.cfg.evaluation.val_tokens if name in ("pretrain", "sft") else 0,
             save_every_s=self.cfg.checkpoint.every_s,
+            saves_best=(self.cfg.checkpoint.every_s or self.cfg.checkpoint.every_steps) > 0,
             step_cost={n: flops_per_token(model.cfg, n, n_adapter) for n in {stage.row_length, short} if n},
         )
         flops = flops_per_token(model.cfg, stage.row_length, n_adapter)
@@ -293,41 +298,6 @@ class Run:
                 folder=self.folder.stage(name).path,
             ),
         )  # fmt: skip
-
-    def stage_seconds(self, name: str) -> float | None:
-        """Seconds for one stage: its own, or its share of what is left after the suites that are still to come."""
-        own, left = own_budget(self.cfg, name), self.clock.left_s
-        if own is not None:
-            if own.seconds is None:
-                return None
-            seconds = own.seconds - self.start_s - CLOSING_S - self.suite_seconds() * n_passes([name])
-        elif left is None:
-            return None
-        else:
-            later = self.stages[self.stages.index(name) :]
-            left += self.clock.phases.get(name, 0.0)  # a resumed stage counts its earlier sittings itself
-            left -= self.suite_seconds() * n_passes(later) if self.reports else 0.0
-            left -= (
-                self.clock.phases.get(f"measure {START}", 0.0) * 1.1
-            )  # what the last stage's model takes as well
-            owned = [budget.seconds for s in later if (budget := own_budget(self.cfg, s)) is not None]
-            shares = {s: stage_config(self.cfg, s).share for s in later if own_budget(self.cfg, s) is None}
-            seconds = (left - sum(s or 0.0 for s in owned)) * shares[name] / sum(shares.values())
-        # The first stage needs time; a later one is not given up because the machine stalled before it.
-        least = 1.0 if name == self.stages[0] else max(1.0, LEAST_SHARE * (self.clock.budget_s or 0.0))
-        if seconds < least:
-            used = f"budget = {self.cfg.budget!r}: {self.clock.used_s:.0f} s were used before {name}"
-            if name == self.stages[0]:
-                raise UserError(f"{used} and nothing is left to train in; give a larger budget")
-            self.say(f"{used}, more than planned: it gets {least:.0f} s all the same, and the run ends late")
-        return max(seconds, least)
-
-    def suite_seconds(self) -> float:
-        """Expected seconds of one pass of the question suite: as the last one took, else a guess."""
-        if not has_suite(self.cfg):
-            return 0.0
-        timed = [s for phase, s in self.clock.phases.items() if phase.startswith("evaluate")]
-        return timed[-1] * 1.1 if timed else budgets.suite_seconds(self.clock.budget_s)
 
     # ---- evaluation and report ---------------------------------------------------------------------------------
 

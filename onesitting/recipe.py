@@ -52,7 +52,9 @@ def load_recipe(name_or_path: str | Path) -> Flat:
         if not (path / CONFIG_FILE).is_file():
             raise UserError(f"{where} has no {CONFIG_FILE}: it is not the folder of a run")
         flat = _parse_file(path / CONFIG_FILE)
-        return flat | {"out": str(path.parent), "name": path.resolve().name}
+        place = path.resolve()  # of `.`, `runs/demo/..` or a link, the name of the folder itself
+        out = path.parent if path.name == place.name and not path.is_symlink() else place.parent
+        return flat | {"out": str(out), "name": place.name}
     if not path.is_file():
         known = ", ".join(bundled_recipes())
         raise UserError(f"no recipe '{where}': give one of {known}, a .toml file, or the folder of a run")

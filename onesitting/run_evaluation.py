@@ -143,6 +143,7 @@ def stage_summary(
     """What summary.json holds; the report explains each key. flops: of a token; limit: FLOP/s of this machine."""
     return {
         "stage": name,
+        **plan.summary(),
         **asdict(result),
         "bits_per_byte": result.evaluation.get("bits_per_byte"),
         "n_parameters": n_parameters,
@@ -151,5 +152,4 @@ def stage_summary(
         "fraction_of_limit": result.tokens_per_s * flops / limit / processes if limit else None,
         "nonfinite_steps": result.skipped_steps,
         "processes": processes,
-        **plan.summary(),
     }

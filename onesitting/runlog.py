@@ -18,6 +18,7 @@ import errno
 import json
 import math
 import os
+import tomllib
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -114,6 +115,14 @@ class RunFolder:
     def stage(self, name: str) -> StageFolder:
         """Folder of a stage: `pretrain`, `sft`, …"""
         return StageFolder(self.path / name)
+
+    def stages(self) -> tuple[str, ...]:
+        """The run's stages in the order of its config.toml; () where that is missing or cannot be read."""
+        try:
+            found = tomllib.loads(self.config_path.read_text(encoding="utf-8")).get("stages", ())
+        except (OSError, ValueError):
+            return ()
+        return tuple(str(name) for name in found)
 
     @property
     def tokenizer(self) -> Path:

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from onesitting import checkpoint
 from onesitting.checkpoint import (
+    discard_newer_checkpoints,
     find_model_folder,
     latest_checkpoint,
     list_checkpoints,
@@ -164,6 +165,14 @@ def test_pruning_keeps_the_newest_and_the_best(tmp_path: Path) -> None:
     assert [p.name for p in list_checkpoints(tmp_path)] == ["000100", "000300", "1000000"]
 
 
+def test_checkpoints_that_training_went_back_from_are_deleted(tmp_path: Path) -> None:
+    for step in (100, 200, 300):
+        write(tmp_path / f"{step:06d}")
+    discard_newer_checkpoints(tmp_path, 200)
+    assert [p.name for p in list_checkpoints(tmp_path)] == ["000100", "000200"]
+    discard_newer_checkpoints(tmp_path / "nothing", 0)
+
+
 def test_saving_a_model_again_replaces_it_and_writes_its_card(tmp_path: Path) -> None:
     for seed in (1, 2):
         save_model(tmp_path / "model", Transformer(CFG, seed=seed), card=f"# seed {seed}\n")
@@ -183,5 +192,10 @@ def test_run_folder_means_its_last_finished_stage(tmp_path: Path) -> None:
     save_model(tmp_path / "sft/model", Transformer(CFG))
     assert find_model_folder(tmp_path) == tmp_path / "sft/model"
     assert find_model_folder(tmp_path / "pretrain") == tmp_path / "pretrain/model"
+    save_model(tmp_path / "distill/model", Transformer(CFG))
+    (tmp_path / "config.toml").write_text('stages = ["distill", "sft"]\n')
+    assert find_model_folder(tmp_path) == tmp_path / "sft/model", "the last in the run's own order"
+    (tmp_path / "config.toml").write_text('stages = ["sft", "distill"]\n')
+    assert find_model_folder(tmp_path) == tmp_path / "distill/model"
     with pytest.raises(UserError, match="does not exist"):
         find_model_folder(tmp_path / "nothing")

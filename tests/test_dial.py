@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from user_command import Cli
 
+from onesitting.cli_settings import parse_request, settings_parser
 from onesitting.dial import WIDEST, Shape, best_shape, expected_bits, family, parse_size, size_text
 from onesitting.errors import UserError
 from onesitting.model.flops import count_matrix_parameters, count_parameters, flops_per_token
@@ -82,6 +83,16 @@ def test_plan_of_auto_names_a_size_that_grows_with_the_budget(cli: Cli) -> None:
     small, large = parameters("--budget", "3m"), parameters("--budget", "20h")
     assert small < large
     assert small in {shape.parameters for shape in family()}
+
+
+def test_a_recipe_whose_size_is_auto_keeps_its_own_settings(tmp_path: Path) -> None:
+    recipe = tmp_path / "mine.toml"
+    recipe.write_text('size = "auto"\n[model]\nn_layers = 3\n')
+    for arguments, n_layers in (((), 3), (("--size", "auto"), parse_size("5M").layers)):
+        parser = settings_parser("plan", "")
+        cfg = parse_request(parser, [str(recipe), *arguments], lambda cfg: "5M").cfg
+        assert (cfg.size, cfg.model.d_model) == ("5M", parse_size("5M").width)
+        assert cfg.model.n_layers == n_layers
 
 
 def test_a_run_that_was_begun_keeps_its_size(cli: Cli, tmp_path: Path) -> None:

@@ -108,6 +108,26 @@ def test_run_folder_is_a_recipe_and_is_taken_where_it_lies_now(tmp_path: Path):
     assert (cfg.seed, cfg.name, Path(cfg.out) / cfg.name) == (5, "second", moved)
 
 
+def test_a_run_folder_is_known_by_its_own_name_however_it_is_reached(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "runs" / "mine"
+    folder.mkdir(parents=True)
+    write_config(resolve({"name": "mine", "out": "runs"}), folder / "config.toml")
+    (tmp_path / "latest").symlink_to(folder)
+    monkeypatch.chdir(tmp_path)
+    assert load_recipe("runs/mine")["out"] == "runs"
+    for place, way in (
+        (folder, "."),
+        (folder / "..", "mine"),
+        (tmp_path, "latest"),
+        (folder, "../mine/../mine"),
+    ):
+        monkeypatch.chdir(place)
+        flat = load_recipe(way)
+        assert (Path(flat["out"]).resolve() / flat["name"], recipe_name(way)) == (folder, "mine"), way
+
+
 def test_run_is_named_after_its_recipe(tmp_path: Path):
     assert recipe_name("demo") == "demo"
     assert recipe_name(tmp_path / "mine.toml") == "mine"

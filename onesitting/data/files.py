@@ -5,6 +5,7 @@ import csv
 import gzip
 import io
 import json
+import re
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
@@ -23,8 +24,8 @@ COMPRESSION_SUFFIXES = (".gz", ".zst")
 _BLOCK_BYTES = 1 << 20
 _MAX_LINE_BYTES = 1 << 28  # 256 MB in one line is no record but a file without line ends
 _MAX_JSON_BYTES = 1 << 28
-DOCUMENT_END = "<|endoftext|>"
-"""A line with this text ends a document in a plain text file, as in TinyStories."""
+DOCUMENT_END = re.compile(r"<\|endoftext\|>(?:\r?\n)?")
+"""Ends a document in a plain text file, as in TinyStories; its own line's end is no text."""
 
 
 def format_of(path: Path) -> str:
@@ -50,7 +51,7 @@ def read_texts(path: Path, problems: Problems, max_bytes: int) -> Iterator[tuple
     for block in _text_blocks(path):
         text = _decoded(path, line, block, problems)
         line += block.count(b"\n")
-        parts = text.split(DOCUMENT_END)
+        parts = DOCUMENT_END.split(text)
         for number, part in enumerate(parts):
             if part and is_rest and not waiting:
                 problems.n_splits += 1

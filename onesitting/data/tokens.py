@@ -281,11 +281,10 @@ class _Folder:
 
     kind = ""
 
-    def __init__(self, path: str | Path, *, verify: bool = True) -> None:
+    def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
         self.info: dict[str, Any] = _read_info(self.path, self.kind)
-        if verify:
-            _verify(self.path, self.info)
+        _verify(self.path, self.info)
 
 
 class TokenFolder(_Folder):
@@ -293,8 +292,8 @@ class TokenFolder(_Folder):
 
     kind = "documents"
 
-    def __init__(self, path: str | Path, *, verify: bool = True) -> None:
-        super().__init__(path, verify=verify)
+    def __init__(self, path: str | Path) -> None:
+        super().__init__(path)
         self.train = TokenFile(self.path, "train", self.info)
         self.val = TokenFile(self.path, "val", self.info)
 
@@ -304,8 +303,8 @@ class ChatFolder(_Folder):
 
     kind = "conversations"
 
-    def __init__(self, path: str | Path, *, verify: bool = True) -> None:
-        super().__init__(path, verify=verify)
+    def __init__(self, path: str | Path) -> None:
+        super().__init__(path)
         self.train = ChatFile(self.path, "train", self.info)
         self.val = ChatFile(self.path, "val", self.info)
 
@@ -322,8 +321,8 @@ class PreferenceFolder(_Folder):
 
     kind = "preferences"
 
-    def __init__(self, path: str | Path, *, verify: bool = True) -> None:
-        super().__init__(path, verify=verify)
+    def __init__(self, path: str | Path) -> None:
+        super().__init__(path)
         self.train = PreferenceFile(self.path, "train", self.info)
         self.val = PreferenceFile(self.path, "val", self.info)
 

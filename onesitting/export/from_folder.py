@@ -18,7 +18,6 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from onesitting import __version__
-from onesitting.checkpoint import check_state
 from onesitting.checks import check_config
 from onesitting.config import ModelConfig, RunConfig, StageName, TokenizerConfig
 from onesitting.errors import UserError
@@ -26,6 +25,7 @@ from onesitting.export.chat_check import chat_findings
 from onesitting.export.source import whole_folder
 from onesitting.model.flops import count_parameters
 from onesitting.model.hf import from_hf_state, read_config, read_json, weight_files
+from onesitting.model.stored import check_state
 from onesitting.model.transformer import Transformer
 from onesitting.recipe import write_config
 from onesitting.runlog import CONFIG_FILE, RunFolder, write_atomic

@@ -297,7 +297,7 @@ def from_hf_state(cfg: ModelConfig, state: Mapping[str, Tensor]) -> dict[str, Te
 def _from_gpt2_state(cfg: ModelConfig, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     # The files of the original GPT-2 were saved from the base model and lack the prefix.
     state = {
-        k if k.startswith(("transformer.", "lm_head.", "score.")) else f"transformer.{k}": v
+        k if k.startswith(("transformer.", "lm_head.", "score.", "value.")) else f"transformer.{k}": v
         for k, v in state.items()
     }
     rename = {theirs: ours for ours, theirs in GPT2_TOP.items()}

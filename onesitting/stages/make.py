@@ -13,7 +13,7 @@ from onesitting.start import General
 from onesitting.tokenizer.bpe import Tokenizer
 from onesitting.train.device import DevicePlan
 from onesitting.train.distributed import Ranks
-from onesitting.train.loop import Stage
+from onesitting.train.stage import Stage
 
 NO_MATERIAL = Material()
 
@@ -66,7 +66,17 @@ class PipelineStage(Stage, Protocol):
 
 
 def make_stage(name: str, inputs: StageInputs) -> PipelineStage:
-    """The stage of a name, its data loaded."""
+    """The stage of a name, its data loaded; UserError where sharded processes would get unequal parts of its steps."""
+    stage, world = _stage(name, inputs), inputs.ranks.world
+    if inputs.cfg.device.shard == "fsdp" and stage.n_rows % world:
+        raise UserError(
+            f"device.shard = fsdp: the {stage.n_rows} rows of {stage.row_length} tokens in a step of {name} do not "
+            f"divide by {world} processes, which would wait for each other for ever; change {name}.step_tokens"
+        )
+    return stage
+
+
+def _stage(name: str, inputs: StageInputs) -> PipelineStage:
     cfg, tokenizer, plan, ranks = inputs.cfg, inputs.tokenizer, inputs.plan, inputs.ranks
     if name == "pretrain":
         from onesitting.stages.pretrain import PretrainStage

@@ -4,7 +4,8 @@ Shapes: B rows, T tokens in a row.
 """
 
 import math
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -13,6 +14,8 @@ from onesitting.data.examples import Batch
 from onesitting.inference.generate import generate
 from onesitting.inference.sampling import Sampling
 from onesitting.model.transformer import Transformer
+
+T = TypeVar("T")
 
 
 def next_token_loss(model: Transformer, batch: Batch) -> Tensor:
@@ -24,6 +27,22 @@ def rank_share(n_rows: int, rank: int, world: int) -> tuple[int, int]:
     """(first, count) of the rows of one step that a rank reads; together the ranks read all, once."""
     first = n_rows * rank // world
     return first, n_rows * (rank + 1) // world - first
+
+
+def rank_rows(parts: Sequence[tuple[T, int, int]], rank: int, world: int) -> list[tuple[T, int, int]]:
+    """Of the rows of one step, (file, first row, number of rows) of each file, those that a rank reads.
+
+    The files' rows are shared as one: with several files, too, no rank reads more than one row beyond another's.
+    """
+    skipped, left = rank_share(sum(n_rows for *_, n_rows in parts), rank, world)
+    found: list[tuple[T, int, int]] = []
+    for file, first, n_rows in parts:
+        begin = min(skipped, n_rows)
+        count = min(left, n_rows - begin)
+        if count:
+            found.append((file, first + begin, count))
+        skipped, left = skipped - begin, left - count
+    return found
 
 
 def share(first: int, count: int, fraction: float) -> tuple[int, int]:

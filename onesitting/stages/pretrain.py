@@ -14,7 +14,7 @@ from onesitting.data.examples import Batch, chat_rows, concatenate, pretrain_bat
 from onesitting.data.tokens import ChatFile, ChatFolder, Material, TokenFile, TokenFolder, rows
 from onesitting.evaluation.bits_per_byte import bits_per_byte
 from onesitting.model.transformer import Transformer
-from onesitting.stages.next_token import next_token_loss, rank_share, rest, share, write_samples
+from onesitting.stages.next_token import next_token_loss, rank_rows, rest, share, write_samples
 from onesitting.tokenizer.bpe import Tokenizer
 from onesitting.train.device import DevicePlan
 from onesitting.train.distributed import Ranks
@@ -48,11 +48,8 @@ class PretrainStage:
 
     def next_batches(self, model: Transformer | None, step: int, row_length: int) -> list[Batch]:
         """This rank's micro-batches of step `step`: rows of `row_length` tokens."""
-        parts: list[Batch] = []
-        for file, first, n_rows in self.step_rows(step):
-            offset, count = rank_share(n_rows, self.ranks.rank, self.ranks.world)
-            if count:
-                parts.append(self.read(file, first + offset, count))
+        ours = rank_rows(self.step_rows(step), self.ranks.rank, self.ranks.world)
+        parts = [self.read(file, first, n_rows) for file, first, n_rows in ours]
         if not parts:
             return []
         batch = concatenate(parts)

@@ -13,7 +13,7 @@ from onesitting.data.examples import Batch, chat_rows, concatenate, n_chat_rows
 from onesitting.data.tokens import ChatFolder
 from onesitting.evaluation.bits_per_byte import chat_bits_per_byte
 from onesitting.model.transformer import Transformer
-from onesitting.stages.next_token import next_token_loss, rank_share, rest, share, write_samples
+from onesitting.stages.next_token import next_token_loss, rank_rows, rest, share, write_samples
 from onesitting.tokenizer.bpe import Tokenizer
 from onesitting.train.device import DevicePlan
 from onesitting.train.distributed import Ranks
@@ -42,17 +42,13 @@ class SFTStage:
 
     def next_batches(self, model: Transformer | None, step: int, row_length: int) -> list[Batch]:
         """This rank's micro-batches of step `step`."""
-        parts: list[Batch] = []
-        for folder, rows_of in ((self.chat, rest), (self.general, share)):
-            first, n_rows = rows_of(step * self.n_rows, self.n_rows, self.replayed)
-            offset, count = rank_share(n_rows, self.ranks.rank, self.ranks.world)
-            if folder and count:
-                parts.append(
-                    chat_rows(
-                        folder.train, row_length=row_length, seed=self.cfg.seed,
-                        first_row=first + offset, n_rows=count,
-                    )
-                )  # fmt: skip
+        place = step * self.n_rows, self.n_rows, self.replayed
+        of_step = [(self.chat.train, *rest(*place))]
+        of_step += [(self.general.train, *share(*place))] if self.general else []
+        parts = [
+            chat_rows(file, row_length=row_length, seed=self.cfg.seed, first_row=first, n_rows=n_rows)
+            for file, first, n_rows in rank_rows(of_step, self.ranks.rank, self.ranks.world)
+        ]
         if not parts:
             return []
         return concatenate(parts).split(self.plan.micro_batch_rows(row_length, self.cfg.sft.micro_batch_rows))

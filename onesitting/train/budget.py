@@ -119,6 +119,7 @@ class StepTarget:
         which all of them would take more than DEAREST, that last one is the only one.
     evaluation_tokens: tokens of a validation; a third of their training time is its, until one was timed.
     save_every_s: seconds between checkpoints; one more is written at the end. 0: that one only.
+    saves_best: whether validations are followed by a checkpoint too, as each is the best so far.
     step_cost: row length -> relative cost of a step (from FLOPs), used until that length has been timed.
     """
 
@@ -134,6 +135,7 @@ class StepTarget:
         evaluate_every: float = 0.1,
         evaluation_tokens: int = 0,
         save_every_s: float = 60.0,
+        saves_best: bool = False,
         step_cost: dict[int, float] | None = None,
     ) -> None:
         assert seconds is not None or tokens is not None
@@ -143,7 +145,7 @@ class StepTarget:
         self.short_fraction: float = getattr(settings, "short_fraction", 0.0) if self.short else 0.0
         self.full, self.step_tokens = row_length, row_length * n_rows
         self.max_steps = max_steps or 10**12
-        self.evaluate_every, self.save_every_s = evaluate_every, save_every_s
+        self.evaluate_every, self.save_every_s, self.saves_best = evaluate_every, save_every_s, saves_best
         self.evaluation_steps = evaluation_tokens / self.step_tokens / 3
         self.step_cost = step_cost or {}
         self.seconds = None if tokens is not None else seconds
@@ -336,9 +338,10 @@ class StepTarget:
         n_full = max(0, n_steps - step - n_short)
         steps_s = n_full * self._step_seconds(self.full) if n_full else 0.0
         steps_s += n_short * self._step_seconds(self.short) if n_short else 0.0
-        n_saves = 1 + (steps_s / self.save_every_s if self.save_every_s else 0.0)
         n_evaluations = round(1 / self.evaluate_every) - state.n_evaluations if self.evaluate_every else 0
         n_evaluations = 1 if self._evaluations_are_dear() else max(0, n_evaluations)
+        n_saves = steps_s / self.save_every_s if self.save_every_s else 0.0
+        n_saves = max(n_saves, n_evaluations - 1 if self.saves_best else 0) + 1
         saves_s = n_saves * state.pause_s.get("save", Mean()).value
         return steps_s + saves_s + n_evaluations * self._evaluation_seconds()
 

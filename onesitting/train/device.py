@@ -187,12 +187,22 @@ def pick_kind(asked: str, hardware: Hardware) -> str:
 
     Raises UserError for a device that is not there.
     """
-    base = asked.split(":")[0]
+    base, colon, index = asked.partition(":")
     if base == "auto":
         return hardware.accelerator or "cpu"
     if base == "cpu":
         return "cpu"
     if base in (hardware.accelerator, "cuda" if hardware.accelerator == "rocm" else ""):
+        if colon and index != "0":
+            variable = {
+                "cuda": "CUDA_VISIBLE_DEVICES",
+                "rocm": "HIP_VISIBLE_DEVICES",
+                "xpu": "ZE_AFFINITY_MASK",
+            }
+            raise UserError(
+                f"device.device = {asked!r}: one of several cards is chosen from outside: set "
+                f"{variable.get(hardware.accelerator, 'CUDA_VISIBLE_DEVICES')}={index} and device.device={base}"
+            )
         return hardware.accelerator
     found = hardware.accelerator or "only a processor"
     if base not in ("cuda", "rocm", "mps", "xpu"):

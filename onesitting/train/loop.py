@@ -10,12 +10,18 @@ import time
 from collections import deque
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Protocol, Self
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from onesitting.checkpoint import latest_checkpoint, load_checkpoint, prune_checkpoints, save_checkpoint
+from onesitting.checkpoint import (
+    discard_newer_checkpoints,
+    latest_checkpoint,
+    load_checkpoint,
+    prune_checkpoints,
+    save_checkpoint,
+)
 from onesitting.config import RunConfig
 from onesitting.errors import UserError
 from onesitting.model import moe
@@ -29,6 +35,7 @@ from onesitting.train.optim import MuonAdamW, build_optimizer
 from onesitting.train.parts import StepParts
 from onesitting.train.prefetch import Prefetch
 from onesitting.train.signals import Interrupted, StopSignals
+from onesitting.train.stage import Stage
 from onesitting.train.state import FitResult, LoopState, means, step_seed
 from onesitting.train.tensorboard import open_tensorboard
 from onesitting.train.usage import peak_memory_bytes
@@ -37,48 +44,6 @@ MAX_BAD_STEPS = 3
 """Consecutive non-finite steps after which the loop goes back to a checkpoint at half the rate."""
 MAX_ROLLBACKS = 3
 """Times the loop goes back before it gives up."""
-
-
-class TrainBatch(Protocol):
-    """What the loop needs to know of a micro-batch."""
-
-    n_units: int
-    """Tokens, pairs or sequences that the loss sums over."""
-    n_tokens: int
-    """Real tokens, without padding."""
-
-    def to(self, device: torch.device) -> Self:
-        """The same batch on a device."""
-        ...
-
-
-class Stage(Protocol):
-    """A training stage: data, loss, evaluation. Order and randomness are functions of (seed, step, rank)."""
-
-    name: str
-    unit: str
-    cycle: int
-    """Optimizer steps on one set of data that the model itself makes (rollouts); checkpoints are written between
-    sets, so that a set is made anew after a kill. 0: data does not depend on the model, and is read ahead."""
-
-    def next_batches(self, model: Transformer, step: int, row_length: int) -> list[Any]:
-        """This process's micro-batches of optimizer step `step`."""
-        ...
-
-    def loss_sum(self, model: Transformer, batch: Any) -> tuple[Tensor, dict[str, Tensor]]:
-        """Sum of losses over the batch's units (scalar, float32), and further named sums over the same units.
-
-        A named sum over something else brings its own count as `name/n`.
-        """
-        ...
-
-    def evaluate(self, model: Transformer) -> dict[str, float]:
-        """Named results on held-out data, units in the names; `bits_per_byte` picks the best checkpoint."""
-        ...
-
-    def samples(self, model: Transformer, step: int) -> list[dict[str, Any]]:
-        """A few texts that the model writes now, each with its prompt and seed."""
-        ...
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -122,10 +87,9 @@ def fit(
                 loop.roll_back()
                 continue
             loop.log(record)
-            if loop.target.evaluation_due(loop.state.step):
-                loop.evaluate()
+            is_better = loop.target.evaluation_due(loop.state.step) and loop.evaluate()
             stop = ranks.agree(signals.received) and loop.between_sets()
-            if stop or loop.checkpoint_due():
+            if stop or loop.checkpoint_due(is_better):
                 loop.save()
             if stop:
                 raise Interrupted(
@@ -275,13 +239,13 @@ class Loop:
         self.load(found)
         self.state.rollbacks, self.state.elapsed_s, self.state.lr_scale = rollbacks, elapsed, lr_scale
         self.prefetch.forget()
-        self.forget_later_lines()
+        self.forget_later()
         self.display.note(f"went back to step {self.state.step}; learning rates are halved from here")
 
     # ---- evaluation, log, checkpoints --------------------------------------------------------------------------
 
-    def evaluate(self) -> None:
-        """Validate and write samples; results go to metrics.jsonl and samples.jsonl."""
+    def evaluate(self) -> bool:
+        """Validate and write samples, to metrics.jsonl and samples.jsonl; whether no validation before was as good."""
         began, state = time.perf_counter(), self.state
         self.model.eval()
         with torch.inference_mode(), self.plan.autocast():
@@ -290,8 +254,9 @@ class Loop:
             speaks = self.ranks.rank == 0 or self.cfg.device.shard == "fsdp"
             texts = self.stage.samples(self.model, state.step) if speaks else []
         self.model.train()
-        value = state.evaluation.get("bits_per_byte", math.inf)
-        if value < state.best_value:
+        value = self.ranks.broadcast(state.evaluation.get("bits_per_byte", math.inf))
+        is_better = value < state.best_value
+        if is_better:
             state.best_value, state.best_step = value, state.step
         if self.ranks.rank == 0:
             spent = {"evaluation_s": round(time.perf_counter() - began, 4)}
@@ -300,6 +265,7 @@ class Loop:
                 append_jsonl(self.folder.samples_path, {"step": state.step, **text})
             self.display.evaluation(state.step, state.evaluation, texts)
         self.pause("evaluation", began)
+        return is_better
 
     def log(self, record: dict[str, Any]) -> None:
         """One line of metrics a step, from rank 0."""
@@ -323,13 +289,14 @@ class Loop:
         """Whether the next step begins a new set of data, so that nothing but the step is needed to go on."""
         return self.stage.cycle == 0 or self.state.step % self.stage.cycle == 0
 
-    def checkpoint_due(self) -> bool:
-        """By seconds or by steps, decided on rank 0; by steps, at the first end of a set from then on."""
+    def checkpoint_due(self, is_better: bool) -> bool:
+        """By seconds, by steps or for the best validation so far, decided on rank 0; at the end of a set."""
         settings, state = self.cfg.checkpoint, self.state
         every = settings.every_steps
         by_step = every > 0 and state.step // every > self.last_save_step // every
         by_time = settings.every_s > 0 and state.elapsed_s - self.last_save_s >= settings.every_s
-        return self.ranks.broadcast(self.between_sets() and (by_step or by_time))
+        is_best = is_better and (every > 0 or settings.every_s > 0)
+        return self.ranks.broadcast(self.between_sets() and (by_step or by_time or is_best))
 
     def save(self) -> None:
         """Write a complete checkpoint; atomic, the same for any number of processes."""
@@ -360,13 +327,15 @@ class Loop:
         if found is not None:
             self.load(found)
             self.display.note(f"{self.stage.name}: going on from step {self.state.step}")
-        self.forget_later_lines()
+        self.forget_later()
         self.started_at = time.perf_counter() - self.state.elapsed_s
         self.last_save_s, self.last_save_step = self.state.elapsed_s, self.state.step
 
-    def forget_later_lines(self) -> None:
-        """Drop the lines of steps after the current one: they are run, and written, again."""
+    def forget_later(self) -> None:
+        """Drop lines and checkpoints of steps after the current one: they are run, and written, again."""
+        self.ranks.barrier()  # another process may still be reading them
         if self.ranks.rank == 0:
+            discard_newer_checkpoints(self.folder.checkpoints, self.state.step)
             for path in (self.folder.metrics_path, self.folder.samples_path):
                 keep_jsonl(path, lambda record: record.get("step", 0) <= self.state.step)
 
@@ -396,5 +365,6 @@ class Loop:
             final_loss=state.last_loss,
             skipped_steps=state.skipped_steps,
             peak_memory_bytes=peak_memory_bytes(self.plan.torch_device),
+            compiled=self.plan.compile and not self.uncompiled_because,
             evaluation=state.evaluation,
         )

@@ -1,4 +1,4 @@
-"""Learning rate and row length as functions of the step. No state, no torch.
+"""What rates and row lengths follow, as functions of the step; `budget.StepTarget` puts them together.
 
 The learning rate warms up, stays, and falls linearly to its final value ("trapezoid"; Zhai et al. 2022,
 arXiv:2106.04560; Hägele et al. 2024, arXiv:2405.18392). It is the lower of two lines:
@@ -8,7 +8,7 @@ arXiv:2106.04560; Hägele et al. 2024, arXiv:2405.18392). It is the lower of two
 
 Where the two overlap they meet below 1. So no step before the decay depends on n_steps: a time budget may
 still move the end while the rate rises or stays, and the same n_steps given from the start repeats the run.
-Steps count from 0: `lr_factor(0, …)` is the rate of the first update.
+Steps count from 0: the rate of step 0 is that of the first update.
 """
 
 
@@ -36,28 +36,6 @@ def fall(step: int, n_steps: int, first: int, peak: float, final_lr: float) -> f
     return final_lr + (peak - final_lr) * max(0, n_steps - 1 - step) / (n_steps - first)
 
 
-def lr_factor(step: int, n_steps: int, warmup_steps: int, decay_fraction: float, final_lr: float) -> float:
-    """Learning rate of update `step` as a fraction of its peak, in (0, 1].
-
-    step: in [0, n_steps). warmup_steps: updates until the peak.
-    decay_fraction: last part of the steps, in [0, 1].
-    final_lr: rate of the last update, exactly. It may be 0, except for a run of one step, which then takes
-    its warm-up rate: a run never consists of updates that change nothing.
-    """
-    if step >= n_steps - 1 and (n_steps > 1 or final_lr > 0):
-        return final_lr
-    falling = fall(step, n_steps, decay_start(n_steps, decay_fraction), 1.0, final_lr)
-    return min(rise(step, warmup_steps), falling) if n_steps > 1 else rise(step, warmup_steps)
-
-
 def short_steps(n_steps: int, short_fraction: float) -> int:
-    """Number of first steps that use short rows."""
+    """Number of first steps that use short rows (Li et al. 2022, arXiv:2108.06084)."""
     return min(n_steps, round(short_fraction * n_steps))
-
-
-def row_length(step: int, n_steps: int, *, full: int, short: int, short_fraction: float) -> int:
-    """Tokens in a row at `step`: short rows first, full rows after (Li et al. 2022, arXiv:2108.06084).
-
-    full, short: tokens; short = 0: always full. The number of tokens in a step is the same for both.
-    """
-    return short if short and step < short_steps(n_steps, short_fraction) else full

@@ -41,6 +41,8 @@ class FitResult:
     final_loss: float
     skipped_steps: int
     peak_memory_bytes: int
+    compiled: bool
+    """Whether the model's forward was compiled in the end."""
     evaluation: dict[str, float]
 
 

@@ -77,9 +77,11 @@ def test_compressed_files_are_read(tmp_path: Path, name: str, suffix: str):
 
 def test_a_text_file_is_a_document_and_end_of_text_marks_split_it(tmp_path: Path):
     (tmp_path / "a.txt").write_text("\ufeffone\r\ntwo\n", encoding="utf-8")
-    (tmp_path / "b.txt").write_text("one\n<|endoftext|>\ntwo<|endoftext|>", encoding="utf-8")
+    (tmp_path / "b.txt").write_text(
+        "one\n<|endoftext|>\ntwo<|endoftext|>\r\n\nthree<|endoftext|>", encoding="utf-8"
+    )
     assert texts(tmp_path / "a.txt") == ["one\r\ntwo\n"]
-    assert texts(tmp_path / "b.txt") == ["one\n", "\ntwo"]
+    assert texts(tmp_path / "b.txt") == ["one\n", "two", "\nthree"]
 
 
 def test_folders_and_globs_are_read_in_order_without_hidden_and_unknown_files(tmp_path: Path):

@@ -9,7 +9,8 @@ from rl_maker import config, device_plan, memorised, random_model
 from torch import Tensor
 
 from onesitting.checkpoint import latest_checkpoint, load_checkpoint, load_model, save_checkpoint, save_model
-from onesitting.config import LoraConfig, PPOConfig, RunConfig
+from onesitting.config import LoraConfig, ModelConfig, PPOConfig, RunConfig
+from onesitting.model.hf import hf_format
 from onesitting.model.lora import add_adapter
 from onesitting.model.transformer import Transformer
 from onesitting.runlog import RunFolder, read_jsonl
@@ -136,6 +137,24 @@ def test_training_raises_the_reward_and_its_checkpoints_load(tmp_path: Path):
     newest, _ = latest_checkpoint(folder.checkpoints)
     assert newest is not None
     assert load_model(newest).value is None, "a checkpoint speaks without its value head"
+
+
+def test_a_checkpoint_in_gpt2s_format_holds_the_value_head(tmp_path: Path):
+    gpt2 = ModelConfig(
+        n_layers=2, d_model=32, n_heads=2, n_kv_heads=2, head_dim=16, d_ff=64, vocab_size=64, context_length=16,
+        norm="layer", positions="learned", mlp="gelu", bias=True, qk_norm=False,
+    )  # fmt: skip
+    saved, resumed = Transformer(gpt2, seed=0), Transformer(gpt2, seed=1)
+    add_value_head(saved)
+    add_value_head(resumed)
+    assert saved.value is not None
+    torch.nn.init.ones_(saved.value.weight)
+    save_checkpoint(tmp_path / "000001", saved, tensors={}, state={})
+    assert hf_format(gpt2) == "gpt2"
+    load_checkpoint(tmp_path / "000001", resumed)
+    assert resumed.value is not None
+    assert torch.equal(resumed.value.weight, saved.value.weight)
+    assert load_model(tmp_path / "000001").value is None
 
 
 def test_a_checkpoint_of_an_adapter_holds_the_value_head_that_is_trained_beside_it(tmp_path: Path):

@@ -12,7 +12,9 @@ from tiny import ROW, config, plan, shape, tokenizer
 from onesitting.config import CorpusConfig, PretrainConfig, RunConfig, SFTConfig
 from onesitting.data.prepare import prepare_conversations, prepare_documents
 from onesitting.data.tokens import ChatFolder, Material
-from onesitting.stages.next_token import rest, share
+from onesitting.errors import UserError
+from onesitting.stages.make import StageInputs, make_stage
+from onesitting.stages.next_token import rank_rows, rest, share
 from onesitting.stages.pretrain import PretrainStage
 from onesitting.stages.sft import SFTStage
 from onesitting.train.distributed import Ranks
@@ -34,6 +36,33 @@ def test_two_sources_share_a_stream_without_gap_or_overlap(
     for rows in read:
         assert rows == list(range(len(rows)))
     assert abs(len(read[0]) - fraction * n_rows * n_steps) < 1 + 1e-6
+
+
+@given(st.lists(st.integers(0, 20), min_size=1, max_size=4), st.integers(1, 8))
+def test_processes_share_the_rows_of_all_sources_evenly_and_each_row_once(
+    sizes: list[int], world: int
+) -> None:
+    parts = [(name, 100 * name, n_rows) for name, n_rows in enumerate(sizes)]
+    read = [
+        [(name, row) for name, first, n in rank_rows(parts, rank, world) for row in range(first, first + n)]
+        for rank in range(world)
+    ]
+    every = [(name, row) for name, first, n in parts for row in range(first, first + n)]
+    assert [row for rows in read for row in rows] == every
+    assert max(map(len, read)) - min(map(len, read)) == bool(len(every) % world)
+
+
+def test_rows_that_sharded_processes_cannot_share_evenly_are_refused(
+    own_and_general: tuple[Material, Material], tmp_path: Path
+) -> None:
+    cfg = replace(settings(), stages=("sft",), sft=SFTConfig(step_tokens=3 * ROW))
+    inputs = StageInputs(
+        cfg=replace(cfg, device=replace(cfg.device, shard="fsdp")), tokenizer=TOKENIZER, plan=plan(cfg),
+        ranks=Ranks(rank=0, world=2), data=None, chat=own_and_general[0].chat, start=None, folder=tmp_path,
+    )  # fmt: skip
+    with pytest.raises(UserError, match=r"3 rows .* do not divide by 2 processes.* change sft\.step_tokens"):
+        make_stage("sft", inputs)
+    assert make_stage("sft", replace(inputs, cfg=cfg)).n_rows == 3
 
 
 def material(folder: Path, word: str) -> Material:

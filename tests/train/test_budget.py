@@ -74,7 +74,7 @@ class Simulated:
 def simulate(
     settings, step_s, *, seconds=None, tokens=None, max_steps=None, jitter=0.2, compile_s=0.0, evaluation_s=0.0,
     save_s=0.0, save_every_s=60.0, seed=0, step_cost=None, restart_at=None,
-    evaluate_every=0.1, evaluation_tokens=0,
+    evaluate_every=0.1, evaluation_tokens=0, saves_best=False,
 ):  # fmt: skip
     """Drive a target as the loop does, on a machine whose step takes step_s(step, now_s, row_length) seconds."""
     noise = random.Random(seed)
@@ -83,7 +83,7 @@ def simulate(
         return StepTarget(
             settings, row_length=256, n_rows=32, seconds=seconds, tokens=tokens, max_steps=max_steps,
             save_every_s=save_every_s, step_cost=step_cost, evaluate_every=evaluate_every,
-            evaluation_tokens=evaluation_tokens,
+            evaluation_tokens=evaluation_tokens, saves_best=saves_best,
         )  # fmt: skip
 
     target, step, now, saved_at = new_target(), 0, 0.0, 0.0
@@ -101,7 +101,8 @@ def simulate(
             evaluations.append(step)
             now += evaluation_s
             target.pause("evaluation", evaluation_s)
-        if now - saved_at >= save_every_s:
+        is_best = saves_best and evaluations[-1:] == [step] and step < (target.n_steps or 0)
+        if is_best or now - saved_at >= save_every_s:
             now += save_s
             saved_at = now
             target.pause("save", save_s)
@@ -121,6 +122,11 @@ MACHINES = {
     "steady": ({}, steady(0.35), {}),
     "slow first steps": ({}, steady(0.35), {"compile_s": 25}),
     "validation and saving": ({}, steady(0.35), {"evaluation_s": 2.0, "save_s": 1.0}),
+    "a save after each validation": (
+        {},
+        steady(0.35),
+        {"evaluation_s": 1.0, "save_s": 2.0, "saves_best": True},
+    ),
     "slower before the decay": ({}, lambda s, now, n: 0.35 if now < 50 else 0.6, {"evaluation_s": 1.0}),
     "slower during the decay": ({}, lambda s, now, n: 0.35 if now < 110 else 0.6, {"evaluation_s": 1.0}),
     "faster during the decay": ({}, lambda s, now, n: 0.6 if now < 110 else 0.35, {"evaluation_s": 1.0}),

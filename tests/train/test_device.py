@@ -14,6 +14,7 @@ from torch import nn
 
 from onesitting.config import DeviceConfig, ModelConfig, OptimConfig
 from onesitting.errors import UserError
+from onesitting.train import usage
 from onesitting.train.device import DevicePlan, compile_model, plan_device
 from onesitting.train.hardware import Hardware, detect
 from onesitting.train.optim import build_optimizer
@@ -92,6 +93,19 @@ def test_a_device_that_is_not_here_is_refused_with_the_one_that_is(asked, hardwa
         plan_device(DeviceConfig(device=asked), hardware)
     assert repr(asked) in str(refused.value)
     assert (hardware.accelerator or "only a processor") in str(refused.value)
+
+
+def test_a_system_that_tells_no_peak_of_memory_is_no_fault(monkeypatch: pytest.MonkeyPatch):
+    device = torch.device("cpu")
+    assert usage.peak_memory_bytes(device) > 1e6
+    monkeypatch.setattr(usage, "resource", None)  # Windows has none
+    assert usage.peak_memory_bytes(device) == 0
+
+
+def test_one_of_several_cards_is_chosen_from_outside():
+    with pytest.raises(UserError, match=r"set CUDA_VISIBLE_DEVICES=1 and device\.device=cuda"):
+        plan_device(DeviceConfig(device="cuda:1"), cuda((8, 0)))
+    assert plan_device(DeviceConfig(device="cuda:0"), cuda((8, 0))).device == "cuda"
 
 
 def test_rocm_answers_to_cuda_as_it_does_in_pytorch():

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import math
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from onesitting.checkpoint import list_checkpoints
+from onesitting.checkpoint import list_checkpoints, verify_checkpoint
 from onesitting.config import (
     CheckpointConfig,
     DeviceConfig,
@@ -25,9 +26,9 @@ from onesitting.errors import UserError
 from onesitting.model.transformer import Transformer
 from onesitting.runlog import RunFolder, StageFolder, read_jsonl
 from onesitting.stages.next_token import next_token_loss
-from onesitting.train import distributed
+from onesitting.train import distributed, loop
 from onesitting.train.budget import StepTarget
-from onesitting.train.device import detect, plan_device
+from onesitting.train.device import DevicePlan, detect, plan_device
 from onesitting.train.loop import FitSettings, fit
 from onesitting.train.signals import Interrupted
 from onesitting.train.state import FitResult
@@ -82,7 +83,10 @@ def config(n_steps: int = 12, **checkpoint: Any) -> RunConfig:
 
 
 def train(
-    tmp_path: Path, stage: CountingStage | None = None, cfg: RunConfig | None = None
+    tmp_path: Path,
+    stage: CountingStage | None = None,
+    cfg: RunConfig | None = None,
+    evaluate_every: float = 0.5,
 ) -> tuple[Transformer, FitResult, StageFolder]:
     """One fit() of the tiny model into tmp_path."""
     cfg, stage = cfg or config(), stage or CountingStage()
@@ -90,7 +94,7 @@ def train(
     folder = RunFolder(tmp_path).stage("pretrain")
     model = Transformer(SHAPE, seed=3)
     target = StepTarget(
-        cfg.pretrain, tokens=cfg.pretrain.tokens, row_length=ROW, n_rows=N_ROWS, evaluate_every=0.5
+        cfg.pretrain, tokens=cfg.pretrain.tokens, row_length=ROW, n_rows=N_ROWS, evaluate_every=evaluate_every
     )
     result = fit(
         stage, model, FitSettings(target=target), cfg=cfg, folder=folder,
@@ -152,8 +156,10 @@ def test_a_damaged_newest_checkpoint_is_skipped_and_the_result_is_the_same(tmp_p
     data = bytearray((newest / "model.safetensors").read_bytes())
     data[-5] ^= 1
     (newest / "model.safetensors").write_bytes(data)
-    resumed, _, _ = train(tmp_path / "cut")
+    resumed, _, folder = train(tmp_path / "cut", cfg=config(keep_last=1))
     assert all(torch.equal(p, resumed.get_parameter(n)) for n, p in whole.named_parameters())
+    for path in list_checkpoints(folder.checkpoints):
+        verify_checkpoint(path)  # the damaged one is gone, and counts as none of those that are kept
 
 
 def test_accumulated_gradient_is_independent_of_micro_batch_split(tmp_path: Path) -> None:
@@ -221,7 +227,7 @@ def test_repeated_non_finite_steps_go_back_to_the_checkpoint_at_half_the_rate(tm
     records = read_jsonl(folder.metrics_path)
     assert all(torch.isfinite(p).all() for p in model.parameters())
     assert records[-1]["step"] == 12
-    assert next(r for r in records if r["step"] == 6 and "loss" in r)["lr_factor"] <= 0.5
+    assert next(r for r in records if r["step"] == 7 and "loss" in r)["lr_factor"] <= 0.5
 
 
 def test_a_loss_that_stays_non_finite_ends_with_a_message(tmp_path: Path) -> None:
@@ -234,6 +240,36 @@ def test_only_the_last_and_the_best_checkpoints_are_kept(tmp_path: Path) -> None
     steps = [int(p.name) for p in list_checkpoints(folder.checkpoints)]
     assert steps[-2:] == [11, 12]
     assert len(steps) <= 3
+
+
+def test_the_result_says_compiled_only_where_the_compiler_did_its_work(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cfg = config(n_steps=2)
+    for reason in ("", "no compiler"):
+        monkeypatch.setattr(loop, "compile_model", lambda model, plan, reason=reason: reason)
+        monkeypatch.setattr(DevicePlan, "apply", lambda plan: None)
+        plan = dataclasses.replace(plan_device(cfg.device, detect()), compile=True)
+        monkeypatch.setattr(sys.modules[__name__], "plan_device", lambda *_, plan=plan: plan)
+        assert train(tmp_path / f"run{len(reason)}", cfg=cfg)[1].compiled == (reason == "")
+        monkeypatch.undo()
+
+
+class WorseAtTheEnd(CountingStage):
+    """Validations find 2.0, 1.0 and 3.0 bits per byte."""
+
+    def evaluate(self, model: Transformer) -> dict[str, float]:
+        self.found = [*getattr(self, "found", []), 0.0]
+        return {"bits_per_byte": (2.0, 1.0, 3.0)[len(self.found) - 1]}
+
+
+@pytest.mark.parametrize(("every_s", "kept"), [(1e6, ["000008", "000012"]), (0.0, ["000012"])])
+def test_the_best_validation_leaves_a_checkpoint_where_any_are_written_on_the_way(
+    tmp_path: Path, every_s: float, kept: list[str]
+) -> None:
+    cfg = config(every_s=every_s, every_steps=0, keep_last=1)
+    _, _, folder = train(tmp_path, WorseAtTheEnd(), cfg, evaluate_every=1 / 3)
+    assert [p.name for p in list_checkpoints(folder.checkpoints)] == kept
 
 
 def test_memory_stays_flat_while_training(tmp_path: Path) -> None:

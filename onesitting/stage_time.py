@@ -1,0 +1,64 @@
+"""Seconds for each stage: a budget of its own, or its share of what the run has left.
+
+The shares are those of all stages that are still to come, whether one command trains them or each is given alone:
+`onesitting pretrain`, `onesitting sft` and `onesitting evaluate` take the time that `onesitting run` would.
+"""
+
+from collections.abc import Callable
+
+from onesitting import budgets
+from onesitting.clock import CLOSING_S, Clock
+from onesitting.config import RunConfig, stage_config
+from onesitting.errors import UserError
+from onesitting.run_evaluation import START
+from onesitting.run_settings import has_suite, n_passes, own_budget
+
+LEAST_SHARE = 0.05
+"""Of the budget, for a later stage that others left too little for."""
+
+
+def stage_seconds(
+    cfg: RunConfig, name: str, clock: Clock, *, start_s: float, say: Callable[[str], None]
+) -> float | None:
+    """Seconds for the stage `name`; None without a time budget.
+
+    start_s: what this process took to start. say: shows a line.
+    Raises UserError when nothing is left for the first stage.
+    """
+    own = own_budget(cfg, name)
+    if own is not None:
+        if own.seconds is None:
+            return None
+        seconds = own.seconds - start_s - CLOSING_S - suite_seconds(cfg, clock) * n_passes([name])
+    elif clock.left_s is None:
+        return None
+    else:
+        seconds = _shared_seconds(cfg, name, clock, clock.left_s)
+    # The first stage needs time; a later one is not given up because the machine stalled before it.
+    is_first = name == cfg.stages[0]
+    least = 1.0 if is_first else max(1.0, LEAST_SHARE * (clock.budget_s or 0.0))
+    if seconds < least:
+        used = f"budget = {cfg.budget!r}: {clock.used_s:.0f} s were used before {name}"
+        if is_first:
+            raise UserError(f"{used} and nothing is left to train in; give a larger budget")
+        say(f"{used}, more than planned: it gets {least:.0f} s all the same, and the run ends late")
+    return max(seconds, least)
+
+
+def _shared_seconds(cfg: RunConfig, name: str, clock: Clock, left: float) -> float:
+    """The share of a stage of what is left after the suites and the stages with budgets of their own."""
+    later = cfg.stages[cfg.stages.index(name) :]
+    left += clock.phases.get(name, 0.0)  # a resumed stage counts its earlier sittings itself
+    left -= suite_seconds(cfg, clock) * n_passes(later)
+    left -= clock.phases.get(f"measure {START}", 0.0) * 1.1  # what the last stage's model takes as well
+    owned = [budget.seconds for stage in later if (budget := own_budget(cfg, stage)) is not None]
+    shares = {stage: stage_config(cfg, stage).share for stage in later if own_budget(cfg, stage) is None}
+    return (left - sum(seconds or 0.0 for seconds in owned)) * shares[name] / sum(shares.values())
+
+
+def suite_seconds(cfg: RunConfig, clock: Clock) -> float:
+    """Expected seconds of one pass of the question suite: as the last one took, else a guess."""
+    if not has_suite(cfg):
+        return 0.0
+    timed = [seconds for phase, seconds in clock.phases.items() if phase.startswith("evaluate")]
+    return timed[-1] * 1.1 if timed else budgets.suite_seconds(clock.budget_s)

@@ -1,0 +1,64 @@
+"""Seconds of a stage: its share of what is left for all stages that are still to come."""
+
+from pathlib import Path
+
+import pytest
+
+from onesitting.clock import CLOSING_S, Clock
+from onesitting.config import DPOConfig, EvaluationConfig, PretrainConfig, RunConfig, SFTConfig
+from onesitting.errors import UserError
+from onesitting.stage_time import LEAST_SHARE, stage_seconds
+
+CFG = RunConfig(
+    budget="1000s",
+    evaluation=EvaluationConfig(suite="none"),
+    pretrain=PretrainConfig(share=0.7),
+    sft=SFTConfig(share=0.3),
+    dpo=DPOConfig(share=0.1),
+)
+
+
+class Asked:
+    """Seconds of stages by a clock of which each used a part."""
+
+    def __init__(self, folder: Path, budget_s: float | None = 1000.0) -> None:
+        self.clock, self.said = Clock(folder / "timing.json", budget_s, writes=False), list[str]()
+        self.clock.set("start", 10.0)
+
+    def __call__(self, name: str, cfg: RunConfig = CFG) -> float | None:
+        return stage_seconds(cfg, name, self.clock, start_s=10.0, say=self.said.append)
+
+
+def test_a_stage_alone_gets_what_it_would_get_in_a_whole_run(tmp_path: Path) -> None:
+    asked = Asked(tmp_path)
+    left = 1000 - 10 - CLOSING_S
+    assert asked("pretrain") == pytest.approx(0.7 * left), (
+        "the rest is for fine-tuning, also if it is not asked for yet"
+    )
+    asked.clock.set("pretrain", 0.7 * left)
+    assert asked("sft") == pytest.approx(0.3 * left)
+    asked.clock.set("sft", 50.0)
+    assert asked("sft") == pytest.approx(0.3 * left), "a resumed stage counts its own earlier seconds"
+    assert not asked.said
+
+
+def test_without_a_time_budget_there_are_no_seconds(tmp_path: Path) -> None:
+    assert Asked(tmp_path, None)("pretrain") is None
+
+
+def test_a_stage_with_a_budget_of_its_own_takes_that_and_leaves_the_rest_to_the_others(
+    tmp_path: Path,
+) -> None:
+    cfg = RunConfig(**{**vars(CFG), "stages": ("pretrain", "dpo"), "dpo": DPOConfig(budget="100s")})
+    asked = Asked(tmp_path, 1100.0)
+    assert asked("pretrain", cfg) == pytest.approx(1100 - 10 - CLOSING_S - 100)
+    assert asked("dpo", cfg) == pytest.approx(100 - 10 - CLOSING_S)
+
+
+def test_a_later_stage_is_never_given_up_and_the_first_needs_time(tmp_path: Path) -> None:
+    asked = Asked(tmp_path)
+    asked.clock.set("prepare", 2000.0)
+    with pytest.raises(UserError, match="nothing is left to train in"):
+        asked("pretrain")
+    assert asked("sft") == LEAST_SHARE * 1000
+    assert "ends late" in asked.said[0]
