@@ -57,6 +57,8 @@ class Chat:
     """Longest thought of a turn; None: no limit."""
     draft: "Transformer | None" = None
     """A smaller model that guesses ahead."""
+    description: str = ""
+    """What the model is, for the first line."""
     messages: list[dict[str, Any]] = field(default_factory=list[dict[str, Any]])
     """The conversation so far, without the system message."""
 
@@ -67,6 +69,10 @@ def chat(options: argparse.Namespace) -> None:
     own = read_tools(Path(options.tools)) if options.tools else None
     thinking, thinking_tokens = parse_thinking(options.think)
     toolbox = ToolProcess(own or world_tools(cfg.seed if cfg else 0))
+    described, draft = _describe(model), _load_draft(options.draft, model, tokenizer)
+    from onesitting.inference.generate import for_decoding
+
+    model = for_decoding(model, None)  # once, not for every reply
     offers = not options.no_tools and (own is not None or (cfg is not None and "world" in cfg.chat))
     state = Chat(
         model=model,
@@ -78,7 +84,8 @@ def chat(options: argparse.Namespace) -> None:
         toolbox=toolbox,
         thinking=thinking,
         thinking_tokens=thinking_tokens,
-        draft=_load_draft(options.draft, model, tokenizer),
+        draft=None if draft is None else for_decoding(draft, None),
+        description=described,
     )
     with state.toolbox:
         _converse(state)
@@ -91,7 +98,7 @@ def _converse(state: Chat) -> None:
     if interactive:
         import readline  # noqa: F401  # pyright: ignore[reportUnusedImport]  # input() edits lines once it is there
 
-        ink.note(f"{_describe(state.model)}. /help lists commands, Ctrl-D leaves.")
+        ink.note(f"{state.description}. /help lists commands, Ctrl-D leaves.")
     for line in _lines(interactive, ink):
         try:
             if not line.startswith("/"):
@@ -192,9 +199,15 @@ def answer(state: Chat, text: str, ink: Ink) -> None:
             ink.note(f"stopped after {MAX_TOOL_ROUNDS} rounds of tool calls")
             return
         for call in reply["tool_calls"]:
-            result = state.toolbox.call(call)
+            try:
+                result = "error: stopped by the user" if stopped else state.toolbox.call(call)
+            except KeyboardInterrupt:
+                result, stopped = "error: stopped by the user", True
+                state.toolbox.close()  # else its late answer would be taken for that of the next call
             ink.note(f"  → {result}")
             state.messages.append({"role": "tool", "content": result})
+        if stopped:
+            return
 
 
 def _stream_reply(state: Chat, ink: Ink) -> tuple[dict[str, Any], bool]:
@@ -314,6 +327,7 @@ def _load(
     from onesitting.checkpoint import find_model_folder, load_model
     from onesitting.model.rope import stretched
     from onesitting.tokenizer.bpe import Tokenizer
+    from onesitting.tokenizer.unused import with_unused_entries
     from onesitting.train.device import detect, plan_device
 
     model_folder = find_model_folder(folder)
@@ -322,7 +336,8 @@ def _load(
     model = load_model(model_folder, plan.torch_device)
     if options.context_factor:
         model.cfg = stretched(model.cfg, options.context_factor)
-    return model, Tokenizer.load(model_folder), _sampling(options, model_folder), _run_config(model_folder)
+    tokenizer = with_unused_entries(Tokenizer.load(model_folder), model.cfg.vocab_size)
+    return model, tokenizer, _sampling(options, model_folder), _run_config(model_folder)
 
 
 def _load_draft(run: str, model: "Transformer", tokenizer: "Tokenizer") -> "Transformer | None":
@@ -331,9 +346,11 @@ def _load_draft(run: str, model: "Transformer", tokenizer: "Tokenizer") -> "Tran
         return None
     from onesitting.checkpoint import find_model_folder, load_model
     from onesitting.tokenizer.bpe import Tokenizer
+    from onesitting.tokenizer.unused import with_unused_entries
 
     folder = find_model_folder(require_folder(run))
-    draft, own = load_model(folder, model.device), Tokenizer.load(folder)
+    draft = load_model(folder, model.device)
+    own = with_unused_entries(Tokenizer.load(folder), draft.cfg.vocab_size)
     same = (own.token_bytes, own.special_ids) == (tokenizer.token_bytes, tokenizer.special_ids)
     if not same or draft.cfg.vocab_size != model.cfg.vocab_size:
         raise UserError(

@@ -135,6 +135,19 @@ def test_ctrl_c_stops_the_reply_and_not_the_chat(state: Chat, monkeypatch: pytes
     assert "[stopped]" in stream.getvalue()
 
 
+def test_ctrl_c_during_a_call_stops_the_call_and_not_the_chat(state: Chat, monkeypatch: pytest.MonkeyPatch):
+    def interrupted(call: object) -> str:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(state.toolbox, "call", interrupted)
+    answer(state, "Sum?", Ink(io.StringIO()))
+    assert [message["role"] for message in state.messages] == ["user", "assistant", "tool"]
+    assert state.messages[-1]["content"] == "error: stopped by the user"
+    monkeypatch.undo()
+    answer(state, "Sum?", Ink(io.StringIO()))
+    assert [message["role"] for message in state.messages][3:] == ["user", "assistant", "tool", "assistant"]
+
+
 def test_oldest_turns_are_left_out_when_the_context_is_full(state: Chat):
     state.tools = []
     state.sampling = Sampling(max_tokens=40)

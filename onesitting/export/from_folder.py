@@ -30,6 +30,7 @@ from onesitting.model.transformer import Transformer
 from onesitting.recipe import write_config
 from onesitting.runlog import CONFIG_FILE, RunFolder, write_atomic
 from onesitting.tokenizer.bpe import Tokenizer
+from onesitting.tokenizer.unused import with_unused_entries
 
 LONGEST_ROW = 2048
 """Rows of a fine-tuning that follows are no longer than this, whatever the model could read."""
@@ -49,11 +50,6 @@ def import_folder(options: Namespace) -> Path:
     cfg = read_config(folder)
     check_headers(folder, cfg)
     tokenizer = Tokenizer.load(folder)
-    if tokenizer.vocab_size > cfg.vocab_size:
-        raise UserError(
-            f"{folder}: the tokenizer has {tokenizer.vocab_size} entries and the embedding {cfg.vocab_size} rows; "
-            "give the tokenizer that belongs to this model"
-        )
     tokenizer = with_unused_entries(tokenizer, cfg.vocab_size)
     chats, chat_line = chat_findings(folder, tokenizer)
     stage: StageName = "sft" if chats else "pretrain"
@@ -72,23 +68,6 @@ def import_folder(options: Namespace) -> Path:
     for line in (f"{target}  {n_parameters:,} parameters, {tokenizer.vocab_size:,} tokens", chat_line):
         console.print(line, soft_wrap=True, markup=False)
     return target
-
-
-def with_unused_entries(tokenizer: Tokenizer, n_rows: int) -> Tokenizer:
-    """The tokenizer with an unused entry for each row of the embedding that has none, as ours are filled up.
-
-    A model can write any row's id; Qwen3's embedding, for one, has 267 rows more than its tokenizer has entries.
-    """
-    plain = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)
-    first = tokenizer.vocab_size
-    unused = [
-        {"id": i, "content": f"<|unused_{i - first}|>", **plain, "special": True}
-        for i in range(first, n_rows)
-    ]
-    if not unused:
-        return tokenizer
-    spec = {**tokenizer.spec, "added_tokens": [*(tokenizer.spec.get("added_tokens") or []), *unused]}
-    return Tokenizer(json.dumps(spec, ensure_ascii=False, indent=1) + "\n", tokenizer.settings)
 
 
 def run_config(name: str, out: str, stage: StageName, cfg: ModelConfig, tokenizer: Tokenizer) -> RunConfig:

@@ -252,6 +252,21 @@ class Engine:
         return Row(request.prompt, settings, self.tokenizer, self._spelled, context)
 
     def _run(self) -> None:
+        """Write until closed; whatever ends it, no client waits for ever."""
+        try:
+            self._write_until_closed()
+        except Exception as error:
+            log.exception("the engine ended")
+            with self._changed:
+                self._closing = True
+                for job, row in [it for line in self._lines.values() for it in line]:
+                    self._sent[row] = _Sent(job, time.monotonic())
+                self._lines.clear()
+            for row in list(self._sent):
+                row.finish("error")
+                self._deliver(row, f"the engine failed: {type(error).__name__}")
+
+    def _write_until_closed(self) -> None:
         while True:
             with self._changed:
                 while not (self._lines or self._sent or self._closing):
@@ -321,7 +336,11 @@ class Engine:
 
     def _fail(self, error: Exception) -> None:
         with torch.inference_mode():
-            self._batch = self._new_batch()
+            for row in list(self._batch.rows):
+                self._batch.remove(row)
+            # In place: there may be no memory for a second cache. A NaN that is left would reach other texts.
+            self._batch.cache.keys.zero_()
+            self._batch.cache.values.zero_()
         for row in list(self._sent):
             row.finish("error")
             self._deliver(row, f"the engine failed: {type(error).__name__}")

@@ -2,9 +2,10 @@
 
 import asyncio
 import math
+import re
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 from onesitting.errors import UserError
 from onesitting.inference.engine import Closed, Delta, QueueFull, Request
@@ -63,38 +64,60 @@ def plan_chat(
     """The request of a conversation. Raises ApiError when it cannot be served."""
     tokenizer = served.tokenizer
     ids_of = tokenizer.special_ids
+    prompt = prompt_of(served, asked)
+    schema, more = asked.schema, dict(settings)
+    if prompt.starts == "call":
+        schema = _call_schema(prompt.tools, asked.tool_choice)
+        more["forced_end"] = (*tokenizer.encode("\n"), ids_of["</tool_call>"])
+    thinking = prompt.starts == "thought"
+    if "<think>" in ids_of and (asked.thinking_budget is not None or (schema is not None and thinking)):
+        budget = served.context_length if asked.thinking_budget is None else asked.thinking_budget
+        more["thought"] = Thought(
+            open_id=ids_of["<think>"],
+            close_ids=(ids_of["</think>"], *tokenizer.encode("\n")),
+            budget_tokens=budget,
+            is_open=thinking,
+        )
+    if asked.tool_choice == "none" and asked.tools and "<tool_call>" in ids_of:
+        more["logit_bias"] = {**more.get("logit_bias", {}), ids_of["<tool_call>"]: -math.inf}
+    request = plan(served, prompt.ids, sampling, more, limits, client, schema)
+    return Planned(request=request, starts=prompt.starts, prompt_tokens=len(prompt.ids))
+
+
+class Prompt(NamedTuple):
+    """A conversation as the model reads it."""
+
+    ids: list[int]
+    starts: Kind
+    """What the reply begins with, as the prompt leaves it open."""
+    tools: list[JSON]
+    """Those that are offered."""
+
+
+def prompt_of(served: ServedModel, asked: Conversation) -> Prompt:
+    """The tokens of a conversation, what opens the reply included. Raises ApiError when it cannot be written."""
+    tokenizer = served.tokenizer
+    ids_of = tokenizer.special_ids
     forced = asked.tool_choice not in ("none", "auto")
     tools = [] if asked.tool_choice == "none" else list(asked.tools)
     if forced and not tools:
         raise ApiError(
             400, "tool_choice asks for a call, but the request has no such tool", param="tool_choice"
         )
-    thinking = False if forced else asked.thinking
-    if asked.thinking_budget == 0:
-        thinking = False
+    if forced and not {"<tool_call>", "</tool_call>"} <= ids_of.keys():
+        raise ApiError(
+            400, "this model has no <tool_call>, so no call can be asked of it", param="tool_choice"
+        )
+    thinking = False if forced or asked.thinking_budget == 0 else asked.thinking
+    if thinking is False and "<think>" not in ids_of:
+        thinking = None  # there is nothing to leave out
     try:
         ids, _ = render(tokenizer, asked.messages, tools, add_generation_prompt=True, thinking=thinking)
     except UserError as error:
         raise ApiError(400, str(error), param="messages") from None
-    starts: Kind = "thought" if thinking else "text"
-    schema, more = asked.schema, dict(settings)
     if forced:
-        schema = _call_schema(tools, asked.tool_choice)
-        starts = "call"
-        ids = [*ids, ids_of["<tool_call>"], *tokenizer.encode("\n")]
-        more["forced_end"] = (*tokenizer.encode("\n"), ids_of["</tool_call>"])
-    if asked.thinking_budget is not None or (schema is not None and thinking):
-        budget = served.context_length if asked.thinking_budget is None else asked.thinking_budget
-        more["thought"] = Thought(
-            open_id=ids_of["<think>"],
-            close_ids=(ids_of["</think>"], *tokenizer.encode("\n")),
-            budget_tokens=budget,
-            is_open=bool(thinking),
-        )
-    if asked.tool_choice == "none" and asked.tools:
-        more["logit_bias"] = {**more.get("logit_bias", {}), ids_of["<tool_call>"]: -math.inf}
-    request = plan(served, ids, sampling, more, limits, client, schema)
-    return Planned(request=request, starts=starts, prompt_tokens=len(ids))
+        return Prompt([*ids, ids_of["<tool_call>"], *tokenizer.encode("\n")], "call", tools)
+    return Prompt(ids, "thought" if thinking else "text", tools)
 
 
 def plan(
@@ -135,20 +158,34 @@ def _call_schema(tools: Sequence[JSON], choice: str) -> JSON:
             400, f"tool_choice names '{choice}', which is not among the tools", param="tool_choice"
         )
     calls: list[JSON] = []
-    for function in chosen:
+    definitions: JSON = {}
+    for number, function in enumerate(chosen):
+        parameters = dict(function.get("parameters") or {})
+        # References are looked up from the root: each tool's definitions go there, under names of its own.
+        own = {**parameters.pop("definitions", {}), **parameters.pop("$defs", {})}
+        definitions |= {f"{number}.{name}": _renamed(part, number) for name, part in own.items()}
         properties = {
             "name": {"const": function["name"]},
-            "arguments": {"type": "object", **(function.get("parameters") or {})},
+            "arguments": {"type": "object", **_renamed(parameters, number)},
         }
         required = ["name", "arguments"]
         calls.append(
             {"type": "object", "properties": properties, "required": required, "additionalProperties": False}
         )
-    if len(calls) > 1:
-        return {"anyOf": calls}
-    # References inside a tool's schema are looked up from the root.
-    definitions = (chosen[0].get("parameters") or {}).get("$defs")
-    return {**calls[0], "$defs": definitions} if definitions else calls[0]
+    schema = {"anyOf": calls} if len(calls) > 1 else calls[0]
+    return {**schema, "$defs": definitions} if definitions else schema
+
+
+def _renamed(part: Any, number: int) -> Any:
+    """A part of a tool's schema with references to the tool's definitions as `_call_schema` names them."""
+    if isinstance(part, list):
+        return [_renamed(it, number) for it in part]
+    if not isinstance(part, dict):
+        return part
+    found = {key: _renamed(it, number) for key, it in part.items()}
+    if isinstance(part.get("$ref"), str):
+        found["$ref"] = re.sub(r"^#/(\$defs|definitions)/", f"#/$defs/{number}.", part["$ref"])
+    return found
 
 
 def sampling_of(

@@ -110,7 +110,10 @@ class _Exchange:
         origin = self.headers.get("origin")
         if origin is None or origin in self.service.origins:
             return True
-        return urlsplit(origin).netloc == self.headers.get("host")
+        try:
+            return urlsplit(origin).netloc == self.headers.get("host")
+        except ValueError:  # of brackets that do not close
+            return False
 
     def _key_owner(self) -> str:
         scheme, _, key = self.headers.get("authorization", "").partition(" ")
@@ -126,9 +129,11 @@ class _Exchange:
         origin = self.headers.get("origin")
         if self.scope["method"] != "OPTIONS" or origin not in self.service.origins:
             return False
+        asked = self.headers.get("access-control-request-headers", "authorization, content-type, x-api-key")
         await self.send({"type": "http.response.start", "status": 204, "headers": [
             (b"access-control-allow-methods", b"GET, POST"),
-            (b"access-control-allow-headers", b"authorization, content-type, x-api-key, anthropic-version"),
+            # Clients send headers of their own; the page's site is one that whoever runs this server named.
+            (b"access-control-allow-headers", asked.encode("latin-1", "replace")),
             (b"access-control-max-age", b"600"),
         ]})  # fmt: skip
         await self.send({"type": "http.response.body", "body": b""})
@@ -142,6 +147,7 @@ class _Exchange:
             origin = self.headers.get("origin")
             if origin in self.service.origins and origin is not None:
                 headers += [(b"access-control-allow-origin", origin.encode("latin-1")), (b"vary", b"Origin")]
+                headers.append((b"access-control-expose-headers", b"x-request-id, retry-after"))
             message = {**message, "headers": headers}
         elif self.first_byte is None and message.get("body"):
             self.first_byte = time.monotonic()

@@ -7,15 +7,21 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, StringConstraints
 
-from onesitting.errors import UserError
 from onesitting.inference.engine import Delta
 from onesitting.server.errors import ApiError
-from onesitting.server.generation import Conversation, Limits, Planned, deltas, plan_chat, sampling_of
+from onesitting.server.generation import (
+    Conversation,
+    Limits,
+    Planned,
+    deltas,
+    plan_chat,
+    prompt_of,
+    sampling_of,
+)
 from onesitting.server.models import ServedModel
 from onesitting.server.openai import sse
 from onesitting.server.reply import Part, Reply, ReplyParser
 from onesitting.server.schemas import JSON, Name, SamplingFields, StopString, Strict
-from onesitting.tokenizer.chat import render
 
 
 class Block(Strict):
@@ -95,6 +101,12 @@ class MessagesRequest(CountRequest):
 
 
 def _conversation(body: CountRequest) -> Conversation:
+    if body.messages[-1].role == "assistant":
+        raise ApiError(
+            400,
+            "the last message is the assistant's: going on with its words is not supported",
+            param="messages",
+        )
     messages: list[JSON] = []
     system = _text(body.system)
     if system:
@@ -165,12 +177,7 @@ def plan_messages(served: ServedModel, body: MessagesRequest, limits: Limits, cl
 
 def count(served: ServedModel, body: CountRequest) -> int:
     """Tokens of a conversation, what opens the reply included."""
-    asked = _conversation(body)
-    try:
-        ids, _ = render(served.tokenizer, asked.messages, list(asked.tools), add_generation_prompt=True)
-    except UserError as error:
-        raise ApiError(400, str(error), param="messages") from None
-    return len(ids)
+    return len(prompt_of(served, _conversation(body)).ids)
 
 
 def _stop(delta: Delta, reply: Reply) -> tuple[str, str | None]:

@@ -20,6 +20,7 @@ from onesitting.model.quantise import quantise_int8
 from onesitting.model.rope import stretched
 from onesitting.model.transformer import Transformer
 from onesitting.tokenizer.bpe import Tokenizer
+from onesitting.tokenizer.unused import with_unused_entries
 
 CACHE_BYTES = 2 << 30
 """Memory that the slots of one model may take; fewer slots are made when they would need more."""
@@ -82,6 +83,7 @@ def serve_model(
     defaults: dict[str, Any] | None = None,
 ) -> ServedModel:
     """A model in memory, with an engine."""
+    tokenizer = with_unused_entries(tokenizer, model.cfg.vocab_size)
     if settings.int8:
         model = quantise_int8(model.to(settings.dtype))
     slot_bytes = kv_cache_bytes(

@@ -271,7 +271,12 @@ async def completion_answer(served: ServedModel, planned: Sequence[Planned], bod
     """The answer to a completion request that does not stream."""
     import asyncio
 
-    groups = await asyncio.gather(*(collect(served, one) for one in planned))
+    tasks = [asyncio.ensure_future(collect(served, one)) for one in planned]
+    try:
+        groups = await asyncio.gather(*tasks)
+    finally:  # one that is refused ends the others, which would be written for nobody
+        for task in tasks:
+            task.cancel()
     choices: list[JSON] = []
     for one, texts in zip(planned, groups, strict=True):
         echo = served.tokenizer.decode(one.request.prompt) if body.echo else ""
@@ -296,6 +301,12 @@ def _old_logprobs(served: ServedModel, found: Sequence[TokenLogprob], offset: in
     def spelled(token: int) -> str:
         return served.tokenizer.decode([token], skip_special=False)
 
+    def named(token: int) -> str:
+        """As OpenAI does: parts of characters, which are all spelled alike, by their bytes."""
+        text = spelled(token)
+        written = "".join(f"\\x{byte:02x}" for byte in served.tokenizer.token_bytes[token])
+        return f"bytes:{written}" if "\ufffd" in text else text
+
     offsets: list[int] = []
     for it in found:
         offsets.append(offset)
@@ -303,7 +314,7 @@ def _old_logprobs(served: ServedModel, found: Sequence[TokenLogprob], offset: in
     return {
         "tokens": [spelled(it.token) for it in found],
         "token_logprobs": [max(it.logprob, -9999.0) for it in found],
-        "top_logprobs": [{spelled(t): max(p, -9999.0) for t, p in it.top} for it in found],
+        "top_logprobs": [{named(t): max(p, -9999.0) for t, p in it.top} for it in found],
         "text_offset": offsets,
     }
 
@@ -318,14 +329,18 @@ async def completion_chunks(
     for one in planned:
         echoed: set[int] = set()
         counts = [0] * one.request.n
-        offset = 0
+        echo = served.tokenizer.decode(one.request.prompt) if body.echo else ""
+        offsets = [len(echo)] * one.request.n
         async for delta in deltas(served, one.request):
             text = delta.text
             if body.echo and delta.index not in echoed:
                 echoed.add(delta.index)
-                text = served.tokenizer.decode(one.request.prompt) + text
+                text = echo + text
             counts[delta.index] += len(delta.tokens) + (delta.stop_id is not None)
-            logprobs = None if body.logprobs is None else _old_logprobs(served, delta.logprobs, offset)
+            logprobs = None
+            if body.logprobs is not None:
+                logprobs = _old_logprobs(served, delta.logprobs, offsets[delta.index])
+                offsets[delta.index] += sum(map(len, logprobs["tokens"]))
             reason = None if delta.finish_reason is None else finish_reason(delta, False)
             choice = {
                 "index": first + delta.index,
@@ -335,7 +350,6 @@ async def completion_chunks(
             }
             if text or reason or logprobs:
                 yield {**head, "choices": [choice]}
-            offset += len(delta.text)
         first += one.request.n
         written += counts
     if body.stream_options is not None and body.stream_options.include_usage:

@@ -9,7 +9,7 @@ import uuid
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from onesitting.inference.engine import Delta
-from onesitting.tokenizer.chat import parse_assistant
+from onesitting.tokenizer.chat import parse_call
 
 if TYPE_CHECKING:
     from onesitting.tokenizer.bpe import Tokenizer
@@ -59,6 +59,7 @@ class ReplyParser:
         self._kind_after: dict[int, Kind] = {
             ids[tag]: kind for tag, kind in _KIND_AFTER.items() if tag in ids
         }
+        self._call_end = ids.get("</tool_call>")
         self._kind: Kind = starts
         self._at = 0
         self._marks: list[tuple[int, int, int]] = []
@@ -83,7 +84,7 @@ class ReplyParser:
             if self._at < end:
                 break
             self._marks.pop(0)
-            self._switch(parts, self._kind_after.get(token, self._kind))
+            self._switch(parts, self._kind_after.get(token, self._kind), closed=token == self._call_end)
         self._add(parts, text)
         if delta.finish_reason is not None:
             if not "".join(self._call).strip():  # a call that was opened, and nothing more
@@ -98,7 +99,7 @@ class ReplyParser:
         elif text:
             parts.append(Part(self._kind, self._trims[self._kind].add(text)))
 
-    def _switch(self, parts: list[Part], kind: Kind, closed: bool = True) -> None:
+    def _switch(self, parts: list[Part], kind: Kind, closed: bool) -> None:
         if self._kind == "call":
             written = "".join(self._call)
             self._call = []
@@ -108,11 +109,10 @@ class ReplyParser:
 
 def _call_part(written: str, closed: bool, trim: _Trim) -> Part:
     """A call that can be read is a call; anything else is shown as the text that it is."""
-    spelled = f"<tool_call>{written}" + ("</tool_call>" if closed else "")
-    try:
-        function = parse_assistant(spelled)["tool_calls"][0]["function"]
-    except (KeyError, IndexError):
-        return Part("text", trim.add(spelled))
+    call = parse_call(written, closed)  # the text as it is: a tag that is spelled in an argument ends nothing
+    if call["type"] == "invalid":
+        return Part("text", trim.add(f"<tool_call>{written}" + ("</tool_call>" if closed else "")))
+    function = call["function"]
     arguments = json.dumps(function["arguments"], ensure_ascii=False)
     return Part("call", arguments, function["name"], f"call_{uuid.uuid4().hex[:24]}")
 

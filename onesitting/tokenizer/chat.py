@@ -274,17 +274,19 @@ def parse_assistant(text: str) -> dict[str, Any]:
         reasoning, text = thought[1].strip(), text[thought.end() :]
     elif text.lstrip().startswith("<think>"):
         reasoning, text = text.lstrip().removeprefix("<think>").strip(), ""
-    calls = [_parse_call(m[1], closed=m[2] == "</tool_call>") for m in _CALL.finditer(text)]
+    calls = [parse_call(m[1], closed=m[2] == "</tool_call>") for m in _CALL.finditer(text)]
     content = _CALL.sub("", text).strip()
     return {"role": "assistant", "content": content, "reasoning_content": reasoning, "tool_calls": calls}
 
 
-def _parse_call(text: str, closed: bool) -> dict[str, Any]:
-    """One tool call; what is wrong with it stands in "error"."""
+def parse_call(text: str, closed: bool = True) -> dict[str, Any]:
+    """One tool call, the text between its tags; what is wrong with it stands in "error"."""
     text = text.strip()
     try:
         call = json.loads(text)
-    except ValueError as error:
+        # Python also reads numbers beyond the largest and halves of characters, which no other program takes back.
+        json.dumps(call, allow_nan=False, ensure_ascii=False).encode()
+    except (ValueError, RecursionError) as error:
         problem = f"not JSON: {error}"
     else:
         name = call.get("name") if isinstance(call, dict) else None

@@ -6,6 +6,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import replace
 from queue import SimpleQueue
+from typing import Any
 
 import pytest
 import torch
@@ -253,3 +254,44 @@ def test_penalties_and_biases_change_the_logits_by_their_definition(
         Request(prompt=[9], settings=settings(tokenizer, sampling, presence_penalty=1000.0))
     )
     assert len(set(varied.ids)) == len(varied.ids)
+
+
+def test_a_step_that_fails_ends_its_texts_and_leaves_no_trace(
+    model: Transformer, tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = Engine(model, tokenizer, EngineSettings(n_slots=2))
+    request = Request(
+        prompt=prompts(tokenizer, 1)[0], settings=settings(tokenizer, Sampling(temperature=0.0, max_tokens=8))
+    )
+    whole = engine.complete(request)[0].text
+    read = engine._batch.cache.read  # pyright: ignore[reportPrivateUsage]
+
+    def failing(*arguments: Any) -> Any:
+        read(*arguments)
+        engine._batch.cache.keys.fill_(float("nan"))  # pyright: ignore[reportPrivateUsage]
+        raise MemoryError
+
+    monkeypatch.setattr(engine._batch.cache, "read", failing)  # pyright: ignore[reportPrivateUsage]
+    monkeypatch.setattr(engine, "_new_batch", failing)  # there is no memory for a second one either
+    with pytest.raises(RuntimeError, match="MemoryError"):
+        engine.complete(request)
+    monkeypatch.undo()
+    assert engine.complete(request)[0].text == whole
+    assert engine.close(5)
+
+
+def test_an_engine_that_ends_keeps_no_client_waiting(
+    model: Transformer, tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = Engine(model, tokenizer, EngineSettings(n_slots=2))
+    request = Request(prompt=[9], settings=settings(tokenizer, Sampling(max_tokens=8)), n=5)
+
+    def broken(*_: Any) -> Any:
+        raise ZeroDivisionError
+
+    monkeypatch.setattr(engine, "_admit", broken)
+    with pytest.raises(RuntimeError, match="ZeroDivisionError"):
+        engine.complete(request)
+    with pytest.raises(Closed):
+        engine.complete(request)
+    assert not engine.is_alive

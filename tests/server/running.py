@@ -24,10 +24,12 @@ TEXT = 'The cat sat on the mat. {"name": "Ann", "age": 7} What is 2 + 3? naïve 
 CONTEXT = 512
 
 
-def random_model(tokenizer: Tokenizer, seed: int = 3, context: int = CONTEXT) -> Transformer:
+def random_model(
+    tokenizer: Tokenizer, seed: int = 3, context: int = CONTEXT, unnamed_rows: int = 0
+) -> Transformer:
     cfg = ModelConfig(
         n_layers=2, d_model=48, n_heads=4, n_kv_heads=2, head_dim=12, d_ff=64,
-        vocab_size=tokenizer.vocab_size, context_length=context,
+        vocab_size=tokenizer.vocab_size + unnamed_rows, context_length=context,
     )  # fmt: skip
     model = Transformer(cfg).eval()
     generator = torch.Generator().manual_seed(seed)
@@ -65,9 +67,11 @@ def running(
     context: int = CONTEXT,
     keys: Keys | None = None,
     limits: Limits | None = None,
+    tokenizer: Tokenizer | None = None,
+    unnamed_rows: int = 0,
     **more: object,
 ) -> Iterator[Running]:
-    tokenizer = train_tokenizer([TEXT] * 20, vocab_size=384)
+    tokenizer = tokenizer or train_tokenizer([TEXT] * 20, vocab_size=384)
     settings = LoadSettings(
         device=torch.device("cpu"),
         dtype=torch.float32,
@@ -75,7 +79,11 @@ def running(
     )
     models = {
         name: serve_model(
-            name, random_model(tokenizer, seed, context), tokenizer, settings, {"temperature": 0.9}
+            name,
+            random_model(tokenizer, seed, context, unnamed_rows),
+            tokenizer,
+            settings,
+            {"temperature": 0.9},
         )
         for seed, name in ((3, "tiny"), (4, "other"))
     }

@@ -101,9 +101,16 @@ def test_stop_sequence_is_named(claude: anthropic.Anthropic) -> None:
     assert letter not in message.content[0].text
 
 
-def test_tokens_are_counted(claude: anthropic.Anthropic) -> None:
-    counted = claude.messages.count_tokens(model="tiny", messages=HELLO, tools=[ADD])
-    assert counted.input_tokens == ask(claude, tools=[ADD]).usage.input_tokens
+@pytest.mark.parametrize("choice", ["auto", "none", "any"])
+@pytest.mark.parametrize("thinking", [None, "enabled", "disabled"])
+def test_tokens_are_counted_as_they_are_read(
+    claude: anthropic.Anthropic, thinking: str | None, choice: str
+) -> None:
+    more: Any = {"tools": [ADD], "tool_choice": {"type": choice}}
+    if thinking is not None:
+        more["thinking"] = {"type": thinking, **({"budget_tokens": 4} if thinking == "enabled" else {})}
+    counted = claude.messages.count_tokens(model="tiny", messages=HELLO, **more)
+    assert counted.input_tokens == ask(claude, max_tokens=100, **more).usage.input_tokens
 
 
 @pytest.mark.parametrize(
@@ -113,6 +120,7 @@ def test_tokens_are_counted(claude: anthropic.Anthropic) -> None:
         ({"extra_body": {"temperature": 1.5}}, "temperature"),
         ({"messages": []}, "messages"),
         ({"messages": [{"role": "system", "content": "x"}]}, "role"),
+        ({"messages": [*HELLO, {"role": "assistant", "content": "{"}]}, "going on with its words"),
         ({"tool_choice": {"type": "any"}}, "no such tool"),
         ({"tools": [ADD], "tool_choice": {"type": "tool"}}, "needs a name"),
         ({"extra_body": {"wrong": 1}}, "unknown field"),

@@ -37,9 +37,10 @@ def claude(text: str, place: str) -> dict[str, Any]:
         "two blocks": [{"role": "user", "content": halves}],
         "result": [{"role": "user", "content": [result_block(text)]}],
         "result in blocks": [{"role": "user", "content": [result_block(halves)]}],
-        "input": [{"role": "assistant", "content": [call_block(text)]}],
+        "input": [{"role": "assistant", "content": [call_block(text)]}, {"role": "user", "content": "hi"}],
         "thinking": [
-            {"role": "assistant", "content": [{"type": "thinking", "thinking": text, "signature": ""}]}
+            {"role": "assistant", "content": [{"type": "thinking", "thinking": text, "signature": ""}]},
+            {"role": "user", "content": "hi"},
         ],
     }
     more = {"system": {"system": text}, "system in blocks": {"system": halves}}.get(place, {})

@@ -5,7 +5,7 @@ from typing import Any
 
 import openai
 import pytest
-from running import Running
+from running import Running, running
 
 from onesitting.inference.generate import generate
 from onesitting.inference.sampling import Sampling
@@ -167,3 +167,60 @@ def test_embeddings_are_unit_vectors_of_the_texts(client: openai.OpenAI, form: A
 def test_embedding_of_nothing_or_too_much_is_refused(client: openai.OpenAI, wrong: Any) -> None:
     with pytest.raises(openai.BadRequestError):
         client.embeddings.create(model="tiny", input=wrong)
+
+
+@pytest.mark.parametrize("temperature", [0.9, 2.0])
+def test_streamed_logprobs_are_those_of_the_answer(client: openai.OpenAI, temperature: float) -> None:
+    more = {
+        "n": 2,
+        "echo": True,
+        "logprobs": 3,
+        "max_tokens": 30,
+        "temperature": temperature,
+        "stop": ["zq!"],
+    }
+    answer = complete(client, **more)
+    found: dict[int, dict[str, list[Any]]] = {}
+    for chunk in complete(client, stream=True, **more):
+        for choice in chunk.choices:
+            if choice.logprobs is not None:
+                kept = found.setdefault(choice.index, {"text_offset": [], "tokens": [], "top_logprobs": []})
+                for name, values in kept.items():
+                    values += getattr(choice.logprobs, name)
+    for choice in answer.choices:
+        whole = choice.logprobs
+        assert found[choice.index] == {
+            "text_offset": whole.text_offset, "tokens": whole.tokens, "top_logprobs": whole.top_logprobs,
+        }  # fmt: skip
+        assert all(len(top) == 3 for top in whole.top_logprobs), "parts of characters have names of their own"
+
+
+def test_one_prompt_that_is_refused_ends_the_others() -> None:
+    with running(n_slots=2, max_waiting=2) as server:
+        client = openai.OpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0, timeout=60)
+        with pytest.raises(openai.RateLimitError):
+            complete(client, prompt=["The cat"] * 30, max_tokens=400, logit_bias={"2": -100})
+        assert server.wait_until_idle(2.0) < 2.0
+
+
+@pytest.mark.parametrize("key", ["$defs", "definitions"])
+def test_any_of_several_tools_with_definitions_of_their_own_is_called_validly(
+    client: openai.OpenAI, key: str
+) -> None:
+    def tool(name: str, kind: dict[str, Any]) -> Any:
+        parameters = {
+            "properties": {"item": {"$ref": f"#/{key}/A"}}, "required": ["item"], "additionalProperties": False,
+            key: {"A": {"$ref": f"#/{key}/B"}, "B": kind},
+        }  # fmt: skip
+        return {"type": "function", "function": {"name": name, "parameters": parameters}}
+
+    kinds = {"count": {"type": "integer", "maximum": 99}, "check": {"type": "boolean"}}
+    for seed in range(6):
+        answer = client.chat.completions.create(
+            model="tiny", messages=[{"role": "user", "content": "Hello"}], max_tokens=300, seed=seed,
+            tools=[tool(name, kind) for name, kind in kinds.items()], tool_choice="required",
+        )  # fmt: skip
+        [call] = answer.choices[0].message.tool_calls or []
+        assert call.type == "function"
+        item = json.loads(call.function.arguments)["item"]
+        assert type(item) is {"count": int, "check": bool}[call.function.name]

@@ -121,3 +121,38 @@ def test_stop_strings_may_hold_back_tags(tokenizer: Tokenizer, stop: str) -> Non
     whole = tokenizer.decode(ids, skip_special=False)
     expected = parse_assistant(whole[: whole.index(stop)])
     assert parsed(tokenizer, ids, (stop,), seed=3).text == expected["content"]
+
+
+@pytest.mark.parametrize("tag", ["</think>", "<think>", "</tool_call>", "<tool_call>", "<|im_end|>"])
+def test_a_tag_that_an_argument_spells_ends_no_call(tokenizer: Tokenizer, tag: str) -> None:
+    arguments = {"word": f"a {tag} b"}
+    text = json.dumps({"name": "say", "arguments": arguments})
+    ids = [
+        tokenizer.special_ids["<tool_call>"],
+        *tokenizer.encode(text),
+        tokenizer.special_ids["</tool_call>"],
+    ]
+    reply = parsed(tokenizer, ids)
+    assert [(call.name, json.loads(call.text)) for call in reply.calls] == [("say", arguments)]
+    assert reply.text == ""
+
+
+@pytest.mark.parametrize("mark", ["<tool_call>", "<think>"])
+def test_a_call_that_another_mark_cuts_off_is_no_call(tokenizer: Tokenizer, mark: str) -> None:
+    reply = parsed(
+        tokenizer, ids_of(tokenizer, ["<tool_call>", '{"name": "say", "arguments": {}}', mark, "x"])
+    )
+    assert not reply.calls
+    assert reply.text.startswith('<tool_call>{"name": "say"')
+    assert "</tool_call>" not in reply.text
+
+
+@pytest.mark.parametrize(
+    "arguments", ['{"x": 1e999}', '{"x": NaN}', '{"x": "\\ud83d"}', '{"x": ' + "[" * 5000 + "]" * 5000 + "}"]
+)
+def test_arguments_that_no_other_program_reads_are_no_call(tokenizer: Tokenizer, arguments: str) -> None:
+    text = f'{{"name": "say", "arguments": {arguments}}}'
+    [call] = parse_assistant(f"<tool_call>{text}</tool_call>")["tool_calls"]
+    assert call["type"] == "invalid"
+    if len(text) < 1000:
+        assert not parsed(tokenizer, ids_of(tokenizer, ["<tool_call>", text, "</tool_call>"])).calls

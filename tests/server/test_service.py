@@ -155,12 +155,19 @@ def test_health_and_the_page_need_no_key(locked: Any, path: str) -> None:
 
 def test_named_site_may_use_the_server_from_a_browser(locked: Any) -> None:
     server, key = locked
-    asked = {"Origin": "https://ours.example", "Access-Control-Request-Method": "POST"}
-    assert httpx2.options(f"{server.url}/v1/models", headers=asked).status_code == 204
+    wanted = "authorization, x-stainless-os"  # official clients send headers of their own
+    asked = {
+        "Origin": "https://ours.example",
+        "Access-Control-Request-Method": "POST",
+        "Access-Control-Request-Headers": wanted,
+    }
+    answer = httpx2.options(f"{server.url}/v1/models", headers=asked)
+    assert (answer.status_code, answer.headers["access-control-allow-headers"]) == (204, wanted)
     answer = httpx2.get(
         f"{server.url}/v1/models", headers={"Origin": "https://ours.example", "x-api-key": key}
     )
     assert answer.headers["access-control-allow-origin"] == "https://ours.example"
+    assert "retry-after" in answer.headers["access-control-expose-headers"]
 
 
 def test_keys_come_from_file_and_environment_and_only_hashes_are_kept(tmp_path: Any) -> None:
