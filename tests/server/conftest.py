@@ -8,10 +8,19 @@ import openai
 import pytest
 from running import Running, running
 
+from onesitting.server.generation import Limits
+
 
 @pytest.fixture(scope="session")
 def server() -> Iterator[Running]:
     with running() as one:
+        yield one
+
+
+@pytest.fixture(scope="session")
+def slow() -> Iterator[Running]:
+    """A server whose texts run for many seconds, so that a busy machine cannot miss them running."""
+    with running(n_slots=8, max_waiting=1, context=16_384, limits=Limits(max_tokens=16_000)) as one:
         yield one
 
 

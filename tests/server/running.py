@@ -50,6 +50,11 @@ class Running:
     def model(self) -> ServedModel:
         return self.service.models["tiny"]
 
+    @property
+    def no_end(self) -> dict[str, int]:
+        """The `logit_bias` with which only `max_tokens` ends a text."""
+        return {str(token): -100 for token in self.model.tokenizer.stop_ids}
+
     def wait_until_idle(self, timeout_s: float) -> float:
         """Seconds until no text is written or waits; fails when it takes longer."""
         started = time.monotonic()

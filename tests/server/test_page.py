@@ -145,14 +145,25 @@ def test_conversation_is_exported(page: Any) -> None:
     assert "## You\n\nHello" in Path(download.value.path()).read_text(encoding="utf-8")
 
 
-def test_escape_stops_a_reply(page: Any, server: Running) -> None:
-    settings(page, max_tokens="450")
+def test_escape_stops_a_reply(browser: Any, slow: Running) -> None:
+    def without_end(route: Any) -> None:
+        asked = {**json.loads(route.request.post_data), "logit_bias": slow.no_end}
+        route.continue_(post_data=json.dumps(asked))
+
+    context = browser.new_context()
+    page = context.new_page()
+    page.route("**/v1/chat/completions", without_end)
+    page.goto(slow.url)
+    page.wait_for_selector("#models input")
+    settings(page, max_tokens="16000")
     page.fill("#message", "Hello")
     page.press("#message", "Enter")
     page.wait_for_selector("#send:text('Stop')")
     page.keyboard.press("Escape")
     page.wait_for_selector("#send:text('Send')")
-    server.wait_until_idle(5)
+    slow.wait_until_idle(5)
+    assert "stopped" in page.locator(".reply").inner_text()
+    context.close()
 
 
 def test_mistake_of_a_setting_is_shown_where_the_reply_would_be(page: Any) -> None:

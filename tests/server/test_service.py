@@ -4,7 +4,6 @@ import json
 import logging
 import threading
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -32,15 +31,7 @@ ENDLESS: dict[str, Any] = {
 
 def endless(server: Running, **more: Any) -> dict[str, Any]:
     """A request that only max_tokens ends: its stop tokens are impossible."""
-    bias = {str(token): -100 for token in server.model.tokenizer.stop_ids}
-    return {**ENDLESS, "logit_bias": bias, **more}
-
-
-@pytest.fixture(scope="module")
-def slow() -> Iterator[Running]:
-    """A server whose texts run for many seconds, so that a busy machine cannot miss them running."""
-    with running(n_slots=8, max_waiting=1, context=16_384, limits=Limits(max_tokens=16_000)) as server:
-        yield server
+    return {**ENDLESS, "logit_bias": server.no_end, **more}
 
 
 @pytest.mark.parametrize("n_clients", [1, 8])
