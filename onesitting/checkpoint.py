@@ -304,8 +304,7 @@ def _write_model(
     cfg = model.cfg
     state = {name: tensor.detach().to("cpu", dtype) for name, tensor in model.state_dict().items()}
     dtype_name = str(dtype or next(model.parameters()).dtype).removeprefix("torch.")
-    stop_ids: list[int] = [tokenizer.im_end_id, tokenizer.eos_id] if tokenizer else []
-    eos_id = stop_ids[-1] if tokenizer else None
+    eos_id = tokenizer.eos_id if tokenizer else None
     try:
         hf_format(cfg)
     except UserError:  # trainable, but no standard format has it: our own field names, our own tensor names
@@ -317,6 +316,7 @@ def _write_model(
     _write_safetensors(folder / "model.safetensors", state)
     if tokenizer:
         tokenizer.save(folder)
+        stop_ids = [*sorted(tokenizer.stop_ids - {tokenizer.eos_id}), tokenizer.eos_id]
         defaults = {"eos_token_id": stop_ids, "pad_token_id": eos_id, "max_length": cfg.context_length}
         _write_json(folder / "generation_config.json", {**defaults, **generation})
     if card is not None:

@@ -7,13 +7,14 @@ on where it stopped, and the file is plain data for `--chat`.
 
 import argparse
 import hashlib
+import http.client
 import itertools
 import json
 import os
 import time
 import urllib.error
 import urllib.request
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -98,6 +99,8 @@ class Answer:
     message: Message
     finished: bool
     """Whether it ended by itself; a reply that was cut would teach not to stop."""
+    refused: str = ""
+    """Why the server would not answer this prompt, where it was that."""
 
 
 @dataclass
@@ -150,6 +153,8 @@ def _reply_key(messages: Sequence[Message]) -> str:
 
 
 def _reason_to_leave_out(answer: Answer, is_known: bool) -> str:
+    if answer.refused:
+        return f"the server refused: {answer.refused.partition(':')[0]}"
     if not answer.finished:
         return "cut at --max-tokens"
     if not (answer.message.get("content") or "").strip() and not answer.message.get("tool_calls"):
@@ -161,7 +166,10 @@ def _reason_to_leave_out(answer: Answer, is_known: bool) -> str:
 
 
 def read_prompts(specs: Sequence[str], n: int, samples: int, world_seed: int) -> Iterator[Prompt]:
-    """The first n prompts of the specs, each `samples` times: of a conversation, what stands before its last reply."""
+    """n prompts of the specs, each `samples` times: of a conversation, what stands before its last reply.
+
+    Specs take turns, so that `world`, which is endless, leaves room for the others.
+    """
     for messages, tools in itertools.islice(_messages(specs, n, world_seed), n):
         for sample in range(samples):
             yield Prompt(messages=messages, tools=tools, sample=sample)
@@ -171,21 +179,31 @@ def _messages(
     specs: Sequence[str], n: int, world_seed: int
 ) -> Iterator[tuple[list[Message], list[dict[str, Any]] | None]]:
     problems = Problems(CorpusConfig().max_bad_fraction)
-    for spec in specs:
-        if spec == WORLD:
-            from onesitting.data.world import World
-
-            yield from ((p["messages"], p["tools"]) for p in World(world_seed).prompts("train", n))
-            continue
-        for path in expand(spec):
-            for line, record in read_records(path, problems):
-                try:
-                    if not isinstance(record, dict):
-                        raise RecordError("not an object")
-                    yield prompt_of(record)
-                except RecordError as error:
-                    problems.report_bad(f"{path}:{line}", str(error))
+    turns = deque(_of_spec(spec, n, world_seed, problems) for spec in specs)
+    while turns:
+        one = turns.popleft()
+        for prompt in itertools.islice(one, 1):
+            yield prompt
+            turns.append(one)
     problems.raise_if_too_many()
+
+
+def _of_spec(
+    spec: str, n: int, world_seed: int, problems: Problems
+) -> Iterator[tuple[list[Message], list[dict[str, Any]] | None]]:
+    if spec == WORLD:
+        from onesitting.data.world import World
+
+        yield from ((p["messages"], p["tools"]) for p in World(world_seed).prompts("train", n))
+        return
+    for path in expand(spec):
+        for line, record in read_records(path, problems):
+            try:
+                if not isinstance(record, dict):
+                    raise RecordError("not an object")
+                yield prompt_of(record)
+            except RecordError as error:
+                problems.report_bad(f"{path}:{line}", str(error))
 
 
 # ---- teachers ------------------------------------------------------------------------------------------------
@@ -228,7 +246,7 @@ def ask_server(prompts: Sequence[Prompt], options: argparse.Namespace) -> Iterat
     if key := os.environ.get(options.api_key_env, ""):
         headers["Authorization"] = f"Bearer {key}"
 
-    def ask(prompt: Prompt) -> tuple[Prompt, Answer]:
+    def ask(prompt: Prompt) -> tuple[Prompt, Answer] | UserError:
         body: dict[str, Any] = {
             "model": options.model or "default",
             "messages": _asked(prompt, options.system),
@@ -238,13 +256,27 @@ def ask_server(prompts: Sequence[Prompt], options: argparse.Namespace) -> Iterat
         }
         if prompt.tools:
             body["tools"] = prompt.tools
-        return prompt, _answer(_post(url, body, headers), url)
+        try:
+            return prompt, _answer(_post(url, body, headers), url)
+        except Refused as error:
+            return prompt, Answer(message={"role": "assistant"}, finished=False, refused=str(error))
+        except UserError as error:
+            return error
 
     with ThreadPoolExecutor(max(1, options.concurrency)) as pool:
         # A few at a time, so that what was answered is written before the next is asked.
         size = 4 * max(1, options.concurrency)
         for first in range(0, len(prompts), size):
-            yield from pool.map(ask, prompts[first : first + size])
+            done = list(pool.map(ask, prompts[first : first + size]))
+            found = [one for one in done if not isinstance(one, UserError)]
+            if first == 0 and found and all(answer.refused for _, answer in found):
+                raise UserError(
+                    f"{url} refused all requests ({found[0][1].refused}); check --model and the prompts"
+                )
+            yield from found
+            for one in done:  # what was answered beside it is written by now
+                if isinstance(one, UserError):
+                    raise one
 
 
 def _asked(prompt: Prompt, system: str) -> list[Message]:
@@ -271,10 +303,17 @@ def _answer(reply: dict[str, Any], url: str) -> Answer:
     return Answer(message=message, finished=choice.get("finish_reason") != "length")
 
 
+class Refused(Exception):
+    """The server will not answer this one request: it is too long, say."""
+
+
 def _post(
     url: str, body: dict[str, Any], headers: dict[str, str], wait: Callable[[float], None] = time.sleep
 ) -> dict[str, Any]:
-    """The JSON answer to a request; again after a while where the server is busy or away for a moment."""
+    """The JSON answer to a request; again after a while where the server is busy or away for a moment.
+
+    Raises Refused for this request alone, UserError for what no other prompt would change.
+    """
     data, problem = json.dumps(body).encode(), ""
     for attempt in range(RETRIES + 1):
         try:
@@ -283,12 +322,16 @@ def _post(
                 return json.loads(response.read())
         except urllib.error.HTTPError as error:
             problem = f"HTTP {error.code}: {error.read()[:200].decode(errors='replace')}"
+            if error.code in (400, 413, 422):
+                raise Refused(problem) from None
             if error.code not in (408, 409, 429) and error.code < 500:
                 raise UserError(
                     f"{url} refused the request ({problem}); check the address, --model and the key"
                 ) from None
-        except (urllib.error.URLError, TimeoutError, ConnectionError) as error:
-            problem = str(getattr(error, "reason", error))
+        except http.client.InvalidURL as error:
+            raise UserError(f"{url} is no address ({error})") from None
+        except (urllib.error.URLError, TimeoutError, ConnectionError, http.client.HTTPException) as error:
+            problem = str(getattr(error, "reason", error)) or type(error).__name__
         except ValueError as error:
             raise UserError(
                 f"{url} answered with something else than JSON ({error}); check the address"

@@ -50,7 +50,7 @@ def merge_runs(
     write_config(cfg, run.config_path)
     tokenizer.save(run.tokenizer)
     stage = run.stage(cfg.stages[0])
-    save_model(stage.model, merged, tokenizer)
+    save_model(stage.model, merged, tokenizer, dtype=next(models[0].parameters()).dtype)
     summary = {
         "stage": cfg.stages[0],
         "n_parameters": count_parameters(merged.cfg),

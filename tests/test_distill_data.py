@@ -30,6 +30,10 @@ class Teacher(BaseHTTPRequestHandler):
         if type(self).busy > 0:
             type(self).busy -= 1
             self.answer(503, {"error": "busy"})
+        elif "broken" in question:
+            self.wfile.write(b"HTTP/1.1 200 OK\r\nContent-Length: 99\r\n\r\n{")  # and it hangs up
+        elif "too much" in question:
+            self.answer(400, {"error": "this model reads 512 tokens"})
         elif "forbidden" in question:
             self.answer(401, {"error": "no key"})
         else:
@@ -116,6 +120,33 @@ def test_a_busy_server_is_asked_again_and_a_refusal_is_said(
     assert write_dataset(options(tmp_path, server, ["One?"])).n_written == 1
     with pytest.raises(UserError, match=r"401.*--model and the key"):
         write_dataset(options(tmp_path, server, ["forbidden"]))
+
+
+def test_what_was_answered_beside_a_refusal_is_kept_and_a_prompt_of_its_own_fault_is_counted(
+    tmp_path: Path, server: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("onesitting.distill_data.RETRY_S", 0.0)
+    with pytest.raises(UserError, match="401"):
+        write_dataset(options(tmp_path, server, ["forbidden", "One?", "Two?"]))
+    assert len(read_jsonl(tmp_path / "out.jsonl")) == 2
+    progress = write_dataset(options(tmp_path, server, ["too much", "Three?", "Four?"]))
+    assert progress.n_written == 2
+    assert progress.left_out == {"the server refused: HTTP 400": 1}
+    with pytest.raises(UserError, match=r"refused all requests.*512 tokens"):
+        write_dataset(options(tmp_path, server, ["too much", "far too much"]))
+    with pytest.raises(UserError, match="did not answer after 6 attempts"):
+        write_dataset(options(tmp_path, server, ["a broken one"]))
+    with pytest.raises(UserError, match="is no address"):
+        write_dataset(options(tmp_path, "http://127.0.0.1:1/a b", ["Five?"]))
+
+
+def test_sources_of_prompts_take_turns(tmp_path: Path, server: str) -> None:
+    asked = options(tmp_path, server, ["One?", "Two?"], n=5)
+    asked.prompts = ["world", *asked.prompts]
+    assert write_dataset(asked).n_written == 5
+    questions = [line["messages"][-2]["content"] for line in read_jsonl(tmp_path / "out.jsonl")]
+    assert questions[1] == "One?"
+    assert questions[3] == "Two?"
 
 
 def test_a_server_that_is_not_there_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

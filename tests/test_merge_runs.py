@@ -62,6 +62,16 @@ def test_the_merged_run_chats_and_can_be_started_from(
     assert "a small" in capsys.readouterr().out
 
 
+def test_the_first_models_dtype_is_kept(runs: Path) -> None:
+    for name in ("a", "b"):
+        folder = runs / name / "sft/model"
+        save_model(
+            folder, load_model(folder), Tokenizer.load(runs / name / "tokenizer"), dtype=torch.bfloat16
+        )
+    merged = merge_runs([runs / "a", runs / "b"], runs / "ab", "average")
+    assert {parameter.dtype for parameter in load_model(merged).parameters()} == {torch.bfloat16}
+
+
 def refused(runs: Path, capsys: pytest.CaptureFixture[str], *more: str) -> str:
     assert main(["merge", str(runs / "a"), str(runs / "b"), "--out", str(runs / "ab"), *more]) == 2
     assert not (runs / "ab").exists()

@@ -17,6 +17,7 @@ from onesitting.errors import UserError
 from onesitting.inference.generate import generate
 from onesitting.inference.sampling import Sampling
 from onesitting.model.flops import count_parameters
+from onesitting.model.hf import hf_format
 from onesitting.model.transformer import Transformer
 from onesitting.runlog import write_atomic
 from onesitting.tokenizer.bpe import Tokenizer
@@ -63,7 +64,7 @@ def bench_generate(
 
     run: a run, stage, checkpoint or model folder. tokens: new ones of each stream; no stop token ends it earlier.
     repeats: the fastest of so many counts, on both sides.
-    Raises UserError where transformers is not installed or the model's context is too short.
+    Raises UserError where transformers is not installed or lacks the shape, and where the context is too short.
     """
     if dtype not in DTYPES:
         raise UserError(f"--dtype {dtype}: use one of {', '.join(DTYPES)}")
@@ -71,6 +72,7 @@ def bench_generate(
     plan = plan_device(DeviceConfig(device=device, threads=threads), detect())
     plan.apply()
     model = load_model(folder, plan.torch_device).to(DTYPES[dtype]).eval()
+    hf_format(model.cfg)
     tokenizer = Tokenizer.load(folder)
     theirs = _load_theirs(folder, plan, DTYPES[dtype])
     found = [

@@ -8,6 +8,7 @@ The folder of a race:
     results.json, curves.svg, table.md the outcome so far
 """
 
+import hashlib
 import json
 import math
 import re
@@ -28,7 +29,7 @@ from onesitting.data.sources import sample_texts
 from onesitting.data.tokens import INFO_FILE, TokenFolder
 from onesitting.errors import UserError
 from onesitting.recipe import flatten
-from onesitting.runlog import append_jsonl, read_jsonl
+from onesitting.runlog import append_jsonl, read_jsonl, write_atomic
 from onesitting.tokenizer.bpe import Tokenizer, train_tokenizer
 
 
@@ -57,16 +58,22 @@ def run_race(race: Race, out: Path) -> list[Result]:
         f"{course.n_val_tokens:,} tokens of {course.n_val_bytes / course.n_val_tokens:.3f} bytes"
     )
     log = out / "results.jsonl"
-    names = {runner.name for runner in race.runners}
-    results = [result_from_json(record) for record in read_jsonl(log) if record["runner"] in names]
+    settings = {runner.name: settings_hash(race, runner, course) for runner in race.runners}
+    found = [result_from_json(record) for record in read_jsonl(log)]
+    results = [
+        result
+        for result in found
+        if settings.get(result.runner) == result.settings and result.seed in race.seeds and result.is_done
+    ]
+    if n_others := sum(settings.get(r.runner, r.settings) != r.settings for r in found):
+        print(f"{log}: {n_others} results of other settings are not used")
     done = {(result.runner, result.seed) for result in results}
-    for (
-        seed
-    ) in race.seeds:  # all runners with a seed, then the next: a slow drift of the machine meets them all
+    # All runners with a seed, then the next: a slow drift of the machine meets them all.
+    for seed in race.seeds:
         for runner in race.runners:
             if (runner.name, seed) in done:
                 continue
-            result = run_one(race, runner, seed, course, out)
+            result = replace(run_one(race, runner, seed, course, out), settings=settings[runner.name])
             append_jsonl(log, asdict(result))
             results.append(result)
             print(_line(result, out), flush=True)
@@ -74,6 +81,19 @@ def run_race(race: Race, out: Path) -> list[Result]:
     if results:
         print(write_outcome(race, asdict(course), results, out))
     return results
+
+
+def settings_hash(race: Race, runner: Runner, course: Course) -> str:
+    """Names all that a runner's result depends on, but for its seed and the machine."""
+    recipe = race.here / runner.recipe
+    parts = {
+        "runner": asdict(replace(runner, seconds=runner.seconds or race.seconds)),
+        "recipe": recipe.read_text() if recipe.is_file() else "",
+        "tokenizer": Tokenizer.load(course.tokenizer).hash,
+        "tokens": course.tokens.name,  # a hash of their content
+        "n_val_tokens": course.n_val_tokens,
+    }
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def _line(result: Result, out: Path) -> str:
@@ -98,13 +118,20 @@ def prepare_course(race: Race, out: Path) -> Course:
     """Tokenizer and token files, made once and shared by all runners."""
     corpus, folder = race.corpus, out / "corpus"
     settings = corpus_settings(race, out)
+    made_of = {"data": corpus.data, "vocab_size": corpus.vocab_size, "tokenizer_mb": corpus.tokenizer_mb}
+    wanted, note = json.dumps(made_of), folder / "tokenizer" / "made_of.json"
     if (folder / "tokenizer" / "tokenizer.json").is_file():
+        if note.is_file() and note.read_text() != wanted:
+            raise UserError(
+                f"{out} holds a race on another corpus or vocabulary; give another folder with --out"
+            )
         tokenizer = Tokenizer.load(folder / "tokenizer")
     else:
         tokenizer = train_tokenizer(
             sample_texts(corpus.data, settings, corpus.tokenizer_mb), corpus.vocab_size
         )
         tokenizer.save(folder / "tokenizer")
+    write_atomic(note, wanted)
     prepared = prepare_documents(corpus.data, tokenizer, settings, folder / "text", seed=0)
     path = _folder_of(prepared, folder / "text")
     val = prepared.val

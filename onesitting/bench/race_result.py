@@ -41,6 +41,13 @@ class Result:
     n_parameters: int = 0
     device_memory_bytes: int = 0
     points: tuple[Point, ...] = field(default_factory=tuple)
+    settings: str = ""
+    """Names the settings that it was run with (`race.settings_hash`)."""
+
+    @property
+    def is_done(self) -> bool:
+        """Whether it reported something and was not ended by an error of its own."""
+        return bool(self.points) and (self.exit_code == 0 or self.timed_out)
 
     @property
     def final(self) -> Point | None:

@@ -25,10 +25,11 @@
 import os
 import re
 import tomllib
-from dataclasses import MISSING, dataclass, field, fields
+from dataclasses import MISSING, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, get_type_hints
 
+from onesitting.data.sources import HUB, WORLD
 from onesitting.errors import UserError
 
 TEMPLATE = {
@@ -117,7 +118,10 @@ def load_race(path: Path, only: tuple[str, ...] = ()) -> Race:
         raise UserError(f"{path}: cannot be read ({error.strerror}); give the TOML file of a race") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise UserError(f"{path}: not valid TOML: {error}") from None
-    names = [entry.get("name", "") for entry in values.get("runner", [])]
+    entries = values.get("runner", [])
+    if not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):
+        raise UserError(f"{path}: write each runner under [[runner]], with two brackets")
+    names = [entry.get("name", "") for entry in entries]
     for name in only:
         if name not in names:
             raise UserError(f"{path}: no runner is named '{name}'; there are {', '.join(names)}")
@@ -129,14 +133,21 @@ def load_race(path: Path, only: tuple[str, ...] = ()) -> Race:
     known = {"seconds", "seeds", "targets", "corpus"}
     if unknown := set(values) - known:
         raise UserError(f"{path}: unknown entry '{sorted(unknown)[0]}'; there are {', '.join(sorted(known))}")
+    seeds, targets = values.get("seeds", [0]), values.get("targets", [])
+    if not (isinstance(seeds, list) and seeds and all(type(seed) is int for seed in seeds)):
+        raise UserError(f"{path}: seeds = {seeds!r}: a list of whole numbers is expected, as [0, 1, 2]")
+    if not (isinstance(targets, list) and all(type(t) in (int, float, str) for t in targets)):
+        raise UserError(f"{path}: targets = {targets!r}: a list of numbers and names of runners is expected")
+    if not isinstance(values.get("corpus", {}), dict):
+        raise UserError(f"{path}: write the corpus under [corpus]")
     race = Race(
         name=path.stem,
         here=path.resolve().parent,
         seconds=_number(values.get("seconds"), f"{path}: seconds"),
-        seeds=tuple(values.get("seeds", [0])),
+        seeds=tuple(seeds),
         # A target that is the final value of a runner left out by `only` is left out with it.
-        targets=tuple(t for t in values.get("targets", []) if t not in names or not only or t in only),
-        corpus=_build(RaceCorpus, values.get("corpus", {}), path),
+        targets=tuple(t for t in targets if t not in names or not only or t in only),
+        corpus=_absolute(_build(RaceCorpus, values.get("corpus", {}), path)),
         runners=runners,
     )
     _check(race, path)
@@ -163,17 +174,29 @@ def _check(race: Race, path: Path) -> None:
             raise UserError(
                 f"{where}: pattern has the group '{sorted(unknown)[0]}'; known are {', '.join(RECORD)}"
             )
-        for word in runner.command:
+        for word in (*runner.command, runner.cwd):
             for name in re.findall(r"{(\w+)}", word):
                 if name not in TEMPLATE:
                     raise UserError(
-                        f"{where}: unknown '{{{name}}}' in command; there are {', '.join(TEMPLATE)}"
+                        f"{where}: unknown '{{{name}}}' in '{word}'; there are {', '.join(TEMPLATE)}"
                     )
-    if "world" in (*race.corpus.data, *race.corpus.val_data):
+    if WORLD in (*race.corpus.data, *race.corpus.val_data):
         raise UserError(f"{path}: the world's text changes with the seed; give files in corpus.data")
     for target in race.targets:
         if isinstance(target, str) and target not in names:
             raise UserError(f"{path}: target '{target}' is no runner; there are {', '.join(names)}")
+
+
+def _absolute(corpus: RaceCorpus) -> RaceCorpus:
+    """The same with files of the present folder by their whole path: runners start in folders of their own."""
+    data, val_data = (
+        tuple(
+            spec if spec == WORLD or spec.startswith(HUB) else str(Path(spec).expanduser().absolute())
+            for spec in specs
+        )
+        for specs in (corpus.data, corpus.val_data)
+    )
+    return replace(corpus, data=data, val_data=val_data)
 
 
 def _build(kind: type[Any], values: dict[str, Any], path: Path) -> Any:
@@ -191,9 +214,14 @@ def _build(kind: type[Any], values: dict[str, Any], path: Path) -> Any:
         elif hints[name] is str and not isinstance(value, str):
             raise UserError(f"{where}: {name} = {value!r}: text in quotes is expected")
         elif str(hints[name]).startswith("tuple"):
-            if not isinstance(value, list):
-                raise UserError(f"{where}: {name} = {value!r}: a list in brackets is expected")
+            if not isinstance(value, list) or not all(isinstance(one, str) for one in value):
+                raise UserError(f"{where}: {name} = {value!r}: a list of texts in brackets is expected")
             value = tuple(value)
+        elif str(hints[name]).startswith("dict"):
+            if not isinstance(value, dict):
+                raise UserError(f'{where}: {name} = {value!r}: a table is expected, as {{ NAME = "1" }}')
+            if name == "environment":
+                value = {key: str(one) for key, one in value.items()}
         converted[name] = value
     return kind(**converted)
 

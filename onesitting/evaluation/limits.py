@@ -63,6 +63,13 @@ def _size(done: Sequence["StageReport"]) -> list[str]:
 
 
 def _knowledge(cfg: RunConfig) -> str:
+    if cfg.start_from:
+        given = cfg.data if "pretrain" in cfg.stages else cfg.chat if "sft" in cfg.stages else ()
+        new = f", and what stands in the text it was given ({', '.join(given)})" if given else ""
+        return (
+            f"It knows what {cfg.start_from} knew, perhaps less well{new}. Whatever it says beyond that is made up, "
+            "and it does not say so."
+        )
     if cfg.data == ("world",):
         return (
             "It knows one small invented world and nothing about the real one. Whatever it says about real "
@@ -77,6 +84,11 @@ def _knowledge(cfg: RunConfig) -> str:
 def _memory(cfg: RunConfig) -> str:
     context = cfg.model.context_length
     n_words = round(context * WORDS_PER_TOKEN, -1)
+    if cfg.start_from:  # which may read more than the rows of this run hold
+        return (
+            f"It was trained here on at most {context:,} tokens at once, about {n_words:,.0f} words; "
+            "how it does with longer texts was not measured."
+        )
     return (
         f"It sees at most {context:,} tokens at once, about {n_words:,.0f} words; "
         "what was said before that is gone."

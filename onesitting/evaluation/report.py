@@ -20,7 +20,7 @@ report.json holds the fields of `Report`, without the curves. Nothing here impor
 import json
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -119,9 +119,12 @@ class Report:
     """(what it does, command): how to go on."""
 
 
-def read_report(run: RunFolder) -> Report:
-    """Collect a report from a run folder. Raises UserError if it is not the folder of a run."""
+def read_report(run: RunFolder, until: str = "") -> Report:
+    """Collect a report from a run folder, or of its stages up to one. Raises UserError if it is no run's folder."""
     cfg = resolve(load_recipe(run.path.absolute()), {})
+    names: list[str] = list(cfg.stages)
+    if until in names:
+        cfg = replace(cfg, stages=cfg.stages[: names.index(until) + 1])
     stages = [_read_stage(cfg, stage, run.stage(stage)) for stage in cfg.stages]
     finished = all(stage.status == "done" for stage in stages)
     budget = _read_budget(run, cfg, finished)
@@ -262,8 +265,10 @@ def _reasons_to_end_early(cfg: RunConfig) -> list[str]:
     given = [f"{stage}.tokens = {n}" for stage, n in tokens.items() if n]
     steps = {stage: getattr(stage_config(cfg, stage), "steps", 0) for stage in cfg.stages}
     given += [f"{stage}.steps = {n}" for stage, n in steps.items() if n]
-    if "sft" in cfg.stages and not cfg.sft.tokens and cfg.sft.max_epochs:
-        given.append(f"sft.max_epochs = {cfg.sft.max_epochs:g}")
+    for stage in cfg.stages:
+        epochs: float = 0.0 if stage in POLICIES else getattr(stage_config(cfg, stage), "max_epochs", 0.0)
+        if epochs and not tokens[stage]:
+            given.append(f"{stage}.max_epochs = {epochs:g}")
     return given
 
 

@@ -140,11 +140,12 @@ def _model_table(report: "Report") -> Table:
         ["hidden width of the MLP", f"{config['model.d_ff']}"],
         ["vocabulary", f"{config['model.vocab_size'] or config['tokenizer.vocab_size']:,}"],
         ["context, tokens", f"{config['model.context_length']:,}"],
-        ["text", ", ".join(config["data"])],
+        ["text", ", ".join(config["data"]) if "pretrain" in config["stages"] else MISSING],
         [
             "conversations",
             ", ".join(config["chat"]) if {"sft", "distill"} & set(config["stages"]) else MISSING,
         ],
+        *([["started from", config["start_from"]]] if config["start_from"] else []),
         ["seed", str(config["seed"])],
     ]
 

@@ -126,8 +126,7 @@ def model_replies(
     # In completion form a line is the whole answer, except for stories, which have paragraphs.
     stop = ("\n",) if mode == "base" and all(item.scorer != "story" for item in items) else ()
     sampling = Sampling(temperature=0.0, max_tokens=max_tokens, stop=stop)
-    stop_ids = {tokenizer.eos_id, tokenizer.im_end_id}
-    completions = generate(model, tokenizer, prompts, sampling, stop_ids, thought=thought)
+    completions = generate(model, tokenizer, prompts, sampling, tokenizer.stop_ids, thought=thought)
     opened = "<think>" if thinking else ""  # it stands in the prompt, and is part of the reply
     return [RawReply(opened + done.text, done.finish_reason == "stop") for done in completions]
 

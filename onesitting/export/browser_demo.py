@@ -8,7 +8,9 @@ from onesitting.export.source import Source, whole_folder
 
 PAGE = Path(__file__).parent / "browser"
 PAGE_FILES = ("index.html", "page.js", "model.js", "package.json")
-MODEL_FILES = ("config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json")
+MODEL_FILES = (
+    "config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json", "chat_template.jinja",
+)  # fmt: skip
 
 
 def write_onnx_folder(source: Source, folder: Path) -> Path:

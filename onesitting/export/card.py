@@ -20,7 +20,8 @@ NO_LICENCE = (
 
 def model_card(source: Source, license_id: str, repository: str) -> str:
     """README.md of the model. license_id: the hub's name of a licence, or empty; repository: where it will be."""
-    report = read_report(source.run) if source.run and (source.run.path / CURVES_FILE).exists() else None
+    has_curves = source.run is not None and (source.run.path / CURVES_FILE).exists()
+    report = read_report(source.run, source.stage) if source.run and has_curves else None
     has_report = report is not None and any(stage.status == "done" for stage in report.stages)
     parts = [_front_matter(source, report if has_report else None, license_id)]
     if report is not None and has_report:
@@ -42,11 +43,10 @@ def model_card(source: Source, license_id: str, repository: str) -> str:
 
 def _front_matter(source: Source, report: Report | None, license_id: str) -> str:
     """The YAML block. JSON is YAML, so each value is written as JSON."""
-    is_chat = "<|im_start|>" in source.tokenizer.special_ids
     fields: dict[str, Any] = {
         "library_name": "transformers",
-        "pipeline_tag": "text-generation",
-        "tags": ["onesitting", *(["conversational"] if is_chat else [])],
+        "pipeline_tag": "text-classification" if source.cfg.n_scores else "text-generation",
+        "tags": ["onesitting", *(["conversational"] if source.chats else [])],
     }
     if license_id:
         fields["license"] = license_id
@@ -89,14 +89,23 @@ def _results(stages: list[StageReport]) -> list[dict[str, Any]]:
 
 def _use(source: Source, repository: str) -> list[str]:
     """Code that runs the model with transformers, chat or plain."""
+    kind = "AutoModelForSequenceClassification" if source.cfg.n_scores else "AutoModelForCausalLM"
     call = [
         "```python",
-        "from transformers import AutoModelForCausalLM, AutoTokenizer",
+        f"from transformers import {kind}, AutoTokenizer",
         "",
         f'tokenizer = AutoTokenizer.from_pretrained("{repository}")',
-        f'model = AutoModelForCausalLM.from_pretrained("{repository}")',
+        f'model = {kind}.from_pretrained("{repository}")',
     ]
-    if "<|im_start|>" in source.tokenizer.special_ids:
+    if source.cfg.n_scores:
+        messages = '[{"role": "user", "content": "Hello!"}, {"role": "assistant", "content": "Hello."}]'
+        return [
+            *call,
+            f'inputs = tokenizer.apply_chat_template({messages}, return_tensors="pt", return_dict=True)',
+            "print(model(**inputs).logits)  # the higher, the better the reply",
+            "```",
+        ]
+    if source.chats:
         call += [
             'messages = [{"role": "user", "content": "Hello!"}]',
             "inputs = tokenizer.apply_chat_template(",

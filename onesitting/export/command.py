@@ -10,7 +10,7 @@ from onesitting.errors import UserError
 from onesitting.export.browser_demo import write_onnx_folder
 from onesitting.export.container import write_container
 from onesitting.export.gguf import write_gguf
-from onesitting.export.hub import push, write_hf
+from onesitting.export.hub import check_repository, push, write_hf
 from onesitting.export.ollama import write_ollama
 from onesitting.export.source import Source, open_source
 
@@ -26,6 +26,7 @@ def export_run(options: Namespace) -> None:
     """
     if options.to not in TARGETS:
         raise UserError(f"--to {options.to!r} is unknown; use one of {', '.join(TARGETS)}")
+    _refuse_unread(options)
     source = open_source(options.run)
     home = source.run.path if source.run else Path()
     out = Path(options.out).expanduser() if options.out else home / "export" / options.to
@@ -34,12 +35,26 @@ def export_run(options: Namespace) -> None:
         console.print(line, soft_wrap=True, markup=False)
 
 
+def _refuse_unread(options: Namespace) -> None:
+    """Raise UserError for an option that the target does not read: nobody would notice that it did nothing."""
+    for name in ("dtype", "license", "push", "private"):
+        if getattr(options, name) and name not in READS.get(options.to, ()):
+            targets = " and ".join(target for target, read in READS.items() if name in read)
+            raise UserError(f"--{name} is for {targets}, not for {options.to}; leave it out")
+
+
 def _hf(source: Source, out: Path, options: Namespace) -> list[str]:
+    if options.push:
+        check_repository(options.push)
     write_hf(source, out, options.license, options.push)
-    lines = [f"{out}", "Load it: transformers.AutoModelForCausalLM.from_pretrained, or `vllm serve`"]
-    return (
-        [*lines, f"published: {push(out, options.push, private=options.private)}"] if options.push else lines
-    )
+    kind = "AutoModelForSequenceClassification" if source.cfg.n_scores else "AutoModelForCausalLM"
+    lines = [f"{out}", f"Load it: transformers.{kind}.from_pretrained, or `vllm serve`"]
+    if not options.push:
+        return lines
+    try:
+        return [*lines, f"published: {push(out, options.push, private=options.private)}"]
+    except UserError as error:
+        raise UserError(f"{error}; `hf upload {options.push} {out}` sends what is written") from None
 
 
 def _gguf(source: Source, out: Path, options: Namespace) -> list[str]:
@@ -76,6 +91,9 @@ def _space(source: Source, out: Path, options: Namespace) -> list[str]:
     write_container(source, out, "space")
     return [f"{out}", f"Publish it: hf upload --repo-type space OWNER/{source.name} {out}"]
 
+
+READS = {"hf": ("license", "push", "private"), "gguf": ("dtype",), "ollama": ("dtype",)}
+"""--to -> the options that it reads."""
 
 TARGETS: dict[str, Target] = {
     "hf": _hf,

@@ -30,11 +30,15 @@ FILES = {
 }
 """Platform -> our file -> its name in the folder."""
 
-MODEL_FILES = ("config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json")
+MODEL_FILES = (
+    "config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json", "chat_template.jinja",
+)  # fmt: skip
 
 
 def write_container(source: Source, folder: Path, platform: str) -> Path:
     """Write what `platform` (docker, space, cog) builds from; the folder comes back."""
+    if source.cfg.n_scores:
+        raise UserError(f"a reward model writes no text, so there is nothing that {platform} could serve")
     with whole_folder(folder) as partial:
         for ours, theirs in FILES[platform].items():
             shutil.copyfile(TEMPLATES / ours, partial / theirs)

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from onesitting.config import ModelConfig
 from onesitting.errors import UserError
+from onesitting.export.chat_check import own_template
 from onesitting.export.gguf_vocab import (
     adds_bos,
     merge_lines,
@@ -23,7 +24,7 @@ from onesitting.export.gguf_vocab import (
     special_ids,
     tokens_and_types,
 )
-from onesitting.export.source import Source, need, refuse_experts, whole_file
+from onesitting.export.source import Source, need, refuse_special, whole_file
 from onesitting.model.hf import hf_format, read_hf_folder
 from onesitting.model.rope import original_context
 
@@ -82,7 +83,7 @@ def write_gguf(source: Source, path: Path, dtype: str = "f16") -> Path:
         raise UserError(f"--dtype {dtype!r} is unknown; use one of {', '.join(FILE_TYPES)}")
     gguf = need("gguf")
     architecture = hf_format(source.cfg)
-    refuse_experts(source.cfg, "GGUF")
+    refuse_special(source.cfg, "GGUF")
     with whole_file(path) as partial:
         writer = gguf.GGUFWriter(partial, architecture)
         _add_shape(writer, source.cfg)
@@ -154,8 +155,8 @@ def _add_tokenizer(writer: Any, source: Source) -> None:
     for key, value in special_ids(tokenizer).items():
         writer.add_uint32(f"tokenizer.ggml.{key}", value)
     writer.add_add_bos_token(adds_bos(tokenizer) is not None)
-    template = tokenizer.settings.get("chat_template")
-    if isinstance(template, str):
+    template = own_template(source.folder)
+    if template is not None:
         writer.add_chat_template(llama_cpp_template(template))
 
 

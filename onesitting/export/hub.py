@@ -11,7 +11,9 @@ from onesitting.export.source import Source, need, whole_folder
 from onesitting.model.hf import hf_format, weight_files
 from onesitting.runlog import write_atomic
 
-FILES = ("config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json")
+FILES = (
+    "config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json", "chat_template.jinja",
+)  # fmt: skip
 INDEX = "model.safetensors.index.json"
 
 
@@ -40,9 +42,8 @@ def push(folder: Path, repository: str, *, private: bool = False) -> str:
 
     The token is the library's own affair: HF_TOKEN, or `hf auth login`. Raises UserError when the hub refuses.
     """
+    check_repository(repository)
     hub, errors = need("huggingface_hub"), need("huggingface_hub.errors")
-    if repository.count("/") != 1 or not all(repository.split("/")):
-        raise UserError(f"--push {repository!r}: write the repository as owner/name")
     api: Any = hub.HfApi()
     try:
         url = api.create_repo(repository, private=private, exist_ok=True)
@@ -58,8 +59,6 @@ def push(folder: Path, repository: str, *, private: bool = False) -> str:
             403: "the token may not write there; make one with write access, or push to your own name",
         }.get(status, _first_line(error))
         raise UserError(f"--push {repository}: the hub answered {status}: {advice}") from None
-    except errors.HFValidationError as error:
-        raise UserError(f"--push {repository}: {_first_line(error)}") from None
     except Exception as error:
         # What carries the requests differs between versions of the library: requests, httpx, httpx2.
         if not isinstance(error, OSError) and not type(error).__module__.startswith("httpx"):
@@ -68,6 +67,16 @@ def push(folder: Path, repository: str, *, private: bool = False) -> str:
             f"--push {repository}: the hub cannot be reached ({_first_line(error)}); try again"
         ) from None
     return str(url)
+
+
+def check_repository(repository: str) -> None:
+    """Raise UserError for a name that is not owner/name, or that the hub does not allow."""
+    if repository.count("/") != 1 or not all(repository.split("/")):
+        raise UserError(f"--push {repository!r}: write the repository as owner/name")
+    try:
+        need("huggingface_hub.utils").validate_repo_id(repository)
+    except need("huggingface_hub.errors").HFValidationError as error:
+        raise UserError(f"--push {repository}: {_first_line(error)}") from None
 
 
 def _first_line(error: Exception) -> str:

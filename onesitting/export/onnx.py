@@ -20,7 +20,7 @@ from torch import Tensor
 
 from onesitting import __version__
 from onesitting.config import ModelConfig
-from onesitting.export.source import Source, need, refuse_experts
+from onesitting.export.source import Source, need, refuse_special
 from onesitting.model.hf import hf_format, read_hf_folder
 from onesitting.model.rope import frequencies, head_scale
 
@@ -36,7 +36,7 @@ MASKED = -1e9  # not -inf: a padded query sees no key at all, and a softmax of -
 def write_onnx(source: Source, path: Path) -> Path:
     """Write the model as float32 ONNX; its path comes back. Raises UserError for a shape without a standard format."""
     hf_format(source.cfg)
-    refuse_experts(source.cfg, "ONNX")
+    refuse_special(source.cfg, "ONNX")
     onnx = need("onnx")
     graph = Graph(onnx)
     _, state = read_hf_folder(source.folder)

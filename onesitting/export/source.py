@@ -31,6 +31,13 @@ class Source:
     """A name for files and cards: the run's, else the folder's."""
     run: RunFolder | None
     """The run that made it; None for a folder from elsewhere."""
+    stage: str = ""
+    """The stage of the run that it comes from."""
+
+    @property
+    def chats(self) -> bool:
+        """Whether it was made for conversations: a base model has their tokens, but never saw one."""
+        return "<|im_start|>" in self.tokenizer.special_ids and self.stage != "pretrain"
 
 
 def open_source(path: str) -> Source:
@@ -43,7 +50,8 @@ def open_source(path: str) -> Source:
     if not (folder / "tokenizer.json").is_file():
         raise UserError(f"{folder} has no tokenizer.json; copy the tokenizer that the model was trained with")
     name = run.path.name if run else folder.name
-    return Source(folder, read_config(folder), Tokenizer.load(folder), name, run)
+    inside = folder.relative_to(run.path.resolve()).parts if run else ()
+    return Source(folder, read_config(folder), Tokenizer.load(folder), name, run, inside[0] if inside else "")
 
 
 def need(module: str) -> Any:
@@ -56,9 +64,18 @@ def need(module: str) -> Any:
         ) from None
 
 
+def _refuse_to_replace(path: Path, is_there: bool) -> None:
+    if is_there:
+        raise UserError(f"{path} is there already; choose another place with --out, or remove it")
+
+
 @contextmanager
 def whole_file(path: Path) -> Generator[Path]:
-    """A temporary name in the same folder, renamed to `path` when the block ends well, else deleted."""
+    """A temporary name in the same folder, renamed to `path` when the block ends well, else deleted.
+
+    Raises UserError if it is there already.
+    """
+    _refuse_to_replace(path, path.exists())
     partial = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.partial")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -73,23 +90,30 @@ def whole_file(path: Path) -> Generator[Path]:
 @contextmanager
 def whole_folder(folder: Path) -> Generator[Path]:
     """A temporary sibling that becomes `folder` when the block ends well. Raises UserError if it is there already."""
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise UserError(f"{folder} is there already; choose another place with --out, or remove it")
+    folder = folder.absolute()  # `.` has no name
+    _refuse_to_replace(folder, folder.exists() and (not folder.is_dir() or any(folder.iterdir())))
     partial = folder.with_name(f".{folder.name}.{uuid.uuid4().hex[:8]}.partial")
     try:
         partial.mkdir(parents=True)
         yield partial
-        if folder.exists():
-            folder.rmdir()
-        partial.rename(folder)
+        if folder.exists():  # its files and not itself, since somebody may stand in it
+            for path in list(partial.iterdir()):
+                path.rename(folder / path.name)
+        else:
+            partial.rename(folder)
     except OSError as error:
         raise storage_error(error, folder) from None
     finally:
         shutil.rmtree(partial, ignore_errors=True)
 
 
-def refuse_experts(cfg: ModelConfig, target: str) -> None:
-    """Raise UserError for a mixture of experts, which this target is not written for yet."""
+def refuse_special(cfg: ModelConfig, target: str) -> None:
+    """Raise UserError for a mixture of experts or a reward model, which this target is not written for."""
+    if cfg.n_scores:
+        raise UserError(
+            f"a reward model writes no text, so it cannot be exported to {target}; its model folder is in Hugging "
+            "Face's format, which transformers loads as AutoModelForSequenceClassification"
+        )
     if cfg.n_experts:
         raise UserError(
             f"a mixture of experts (model.n_experts = {cfg.n_experts}) cannot be exported to {target} yet; its model "

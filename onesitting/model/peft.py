@@ -33,6 +33,10 @@ UNUSED = {
 }  # fmt: skip
 
 
+PLAIN_STARTS = (True, False, "gaussian", "orthogonal", "eva")
+"""Values of init_lora_weights that leave the base as it is; the others (PiSSA, OLoRA, …) take something out of it."""
+
+
 def is_adapter_folder(folder: Path) -> bool:
     """Whether a folder holds an adapter in PEFT's format."""
     return (folder / CONFIG).is_file()
@@ -112,6 +116,12 @@ def _refuse_options(folder: Path, config: Mapping[str, Any]) -> None:
                 f"{folder / CONFIG}: {option} is {value!r}, which this model does not have; only plain LoRA can be "
                 "read, so merge that adapter in PEFT and start from the merged model"
             )
+    start = config.get("init_lora_weights", True)
+    if start not in PLAIN_STARTS:
+        raise UserError(
+            f"{folder / CONFIG}: init_lora_weights is {start!r}, so the adapter belongs to a changed base; convert it "
+            "to plain LoRA in PEFT (path_initial_model_for_weight_conversion), or merge it there"
+        )
 
 
 @torch.no_grad()

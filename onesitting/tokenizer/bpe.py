@@ -137,7 +137,8 @@ class Tokenizer:
         if token not in self.special_ids:
             raise UserError(
                 f"tokenizer.path: this vocabulary has no {token} token, which conversations need; "
-                "train a tokenizer (leave tokenizer.path empty), or use one with ChatML tokens"
+                "train a tokenizer (leave tokenizer.path empty), use one with ChatML tokens, or train on documents "
+                "alone (pretrain with pretrain.chat_fraction=0)"
             )
         return self.special_ids[token]
 

@@ -200,6 +200,31 @@ def test_the_same_command_runs_only_what_is_not_done(folder, monkeypatch):
     assert (out / "runs/unigram-s0/output.log").stat().st_mtime_ns == began
 
 
+def test_results_of_other_settings_do_not_count_and_what_failed_is_tried_again(folder, monkeypatch, capsys):
+    monkeypatch.setenv("RACE_TEXT", str(folder))
+    path, out = write_spec(folder, UNIGRAM_RUNNER), folder / "out"
+    run_race(load_race(path), out)
+    path.write_text(path.read_text().replace('"{vocab_size}", "4"', '"{vocab_size}", "3"'))
+    results = run_race(load_race(path), out)
+    assert [len(result.points) for result in results] == [3, 3]
+    assert "2 results of other settings are not used" in capsys.readouterr().out
+    assert len(json.loads((out / "results.json").read_text())["results"]) == 2
+    one = replace(load_race(path), seeds=(1,))
+    assert [result.seed for result in run_race(one, out)] == [1]
+
+    broken = folder / "unigram.py"
+    program = broken.read_text()
+    broken.write_text("raise SystemExit(1)")
+    path.write_text(path.read_text().replace("seconds = 20", "seconds = 21"))
+    assert [result.exit_code for result in run_race(load_race(path), out)] == [1, 1]
+    broken.write_text(program)
+    assert [len(result.points) for result in run_race(load_race(path), out)] == [3, 3]
+
+    path.write_text(path.read_text().replace("vocab_size = 320", "vocab_size = 384"))
+    with pytest.raises(UserError, match="another corpus or vocabulary"):
+        run_race(load_race(path), out)
+
+
 def test_a_runner_that_fails_is_counted_and_its_output_kept(folder, monkeypatch, capsys):
     monkeypatch.setenv("RACE_TEXT", str(folder))
     broken = '[[runner]]\nname = "broken"\ncommand = ["{python}", "-c", "print(1); raise SystemExit(3)"]\n'
@@ -219,7 +244,7 @@ recipe = "tiny"
 settings = { budget = "tokens=4096", device.device = "cpu", evaluation.every_fraction = 1.0 }
 """
     write_spec(folder, ours, UNIGRAM_RUNNER, targets="[9.0]")
-    environment = {"RACE_TEXT": str(folder)}
+    environment = {"RACE_TEXT": "."}  # from here, wherever a runner starts
     done = cli("bench", "race", "race.toml", "--seeds", "0", env=environment, timeout_s=300)
     assert done.returncode == 0, done.stderr
     record = json.loads((folder / "races/race/results.json").read_text())
@@ -309,7 +334,7 @@ def test_the_picture_has_one_line_a_run_in_one_colour_a_runner():
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (("{train_tokens}", "{tokens}"), "unknown '{tokens}' in command"),
+        (("{train_tokens}", "{tokens}"), "unknown '{tokens}' in '{tokens}'"),
         (("(?P<tokens>", "(?P<steps>"), "pattern has the group 'steps'"),
         (("(?P<tokens>", "(?P<tokens"), "pattern is no regular expression"),
         (("$RACE_TEXT/text.jsonl", "$NOT_SET_ANYWHERE/text.jsonl"), "NOT_SET_ANYWHERE is not set"),
@@ -321,6 +346,12 @@ def test_the_picture_has_one_line_a_run_in_one_colour_a_runner():
         (("$RACE_TEXT/text.jsonl", "world"), "the world's text changes with the seed"),
         (("targets = []", 'targets = ["nobody"]'), "target 'nobody' is no runner"),
         (("command = [", "command = "), "not valid TOML"),
+        (("seeds = [0, 1]", "seeds = 3"), "seeds = 3: a list of whole numbers"),
+        (("targets = []", "targets = 2.4"), "targets = 2.4: a list"),
+        (("[[runner]]", "[runner]"), "with two brackets"),
+        (('"{vocab_size}", "4"', '"{vocab_size}", 4'), "a list of texts in brackets"),
+        (('cwd = "$RACE_TEXT"', 'cwd = "{folder}"'), "unknown '{folder}'"),
+        (('cwd = "$RACE_TEXT"', 'environment = ["A"]'), "a table is expected"),
     ],
 )
 def test_mistakes_in_a_race_are_named(folder, monkeypatch, change, message):

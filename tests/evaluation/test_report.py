@@ -12,7 +12,7 @@ from onesitting.config import EvaluationConfig, RunConfig
 from onesitting.errors import UserError
 from onesitting.evaluation.curves import Curve, Goal, draw_curves, short_number
 from onesitting.evaluation.report import print_report, read_curve, read_report, write_report
-from onesitting.recipe import write_config
+from onesitting.recipe import load_recipe, resolve, write_config
 from onesitting.runlog import RunFolder, append_jsonl
 
 SUMMARY: dict[str, Any] = {
@@ -102,6 +102,17 @@ def test_the_limits_follow_from_the_measured_scores(run: RunFolder) -> None:
         next(x for x in limits if x.startswith("Questions"))
     )
     assert any("invented world" in line for line in limits)
+
+
+def test_a_run_that_started_from_a_model_says_so(run: RunFolder) -> None:
+    cfg = replace(resolve(load_recipe(run.path)), stages=("sft",), start_from="runs/qwen", chat=("my.jsonl",))
+    write_config(cfg, run.config_path)
+    text = write_report(run).read_text()
+    assert "It knows what runs/qwen knew, perhaps less well, and what stands in the text" in text
+    assert "invented world" not in text
+    assert "It was trained here on at most" in text
+    assert "| started from | runs/qwen |" in text
+    assert "| text | — |" in text
 
 
 @pytest.mark.parametrize(

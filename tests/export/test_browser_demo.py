@@ -92,3 +92,12 @@ def test_page_gives_our_ids_our_greedy_text_and_answers_a_message(page: Any, mak
     ids, _ = render(tokenizer, [{"role": "user", "content": "hi"}], add_generation_prompt=True)
     shown = generate(load_model(source.folder), tokenizer, [ids], Sampling(temperature=0, max_tokens=200))[0]
     assert page.text_content(".assistant") == shown.text
+    page.fill("#prompt", "and now")  # the context of 160 tokens is full
+    page.click("#send")
+    page.wait_for_selector("#status:has-text('are forgotten')")
+    ids, _ = render(tokenizer, [{"role": "user", "content": "and now"}], add_generation_prompt=True)
+    shown = generate(load_model(source.folder), tokenizer, [ids], Sampling(temperature=0, max_tokens=200))[0]
+    assert page.text_content(".assistant:last-child") == shown.text
+    page.fill("#prompt", "0123456789" * 20)
+    page.click("#send")
+    page.wait_for_selector("#status:has-text('reads at most 80 before a reply')")

@@ -179,6 +179,26 @@ def test_an_imported_run_is_generated_from_fine_tuned_and_exported_by_command(
     assert (tmp_path / "runs/tuned/export/gguf/tuned-f16.gguf").stat().st_size > 10_000
 
 
+def test_an_imported_base_model_without_chat_tokens_is_pretrained_further(
+    tmp_path: Path, command: Command
+) -> None:
+    foreign_folder("gpt2", tmp_path / "theirs")
+    assert command("import", "theirs", "--name", "mine").returncode == 0
+    done = command(
+        "run", "demo", "--stages", "pretrain", "--from", "runs/mine", "--name", "more", "--budget", "tokens=2048",
+        "--pretrain.step_tokens", "1024", "--model.context_length", "128", "--corpus.cache", "cache",
+        "--corpus.world_mb", "1", "--evaluation.suite_items", "2", "--pretrain.chat_fraction", "0",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "runs/more/pretrain/evaluation.json").is_file()
+    eos = load_json(tmp_path / "runs/more/pretrain/model/generation_config.json")["eos_token_id"]
+    assert eos == [Tokenizer.load(tmp_path / "runs/more/tokenizer").eos_id]
+
+
+def load_json(path: Path) -> Any:
+    return json.loads(path.read_text())
+
+
 def test_importing_reads_no_weight_and_loading_maps_them(tmp_path: Path) -> None:
     """A model of 200 MB is imported and loaded within 20 MB of memory of its own."""
     program = """

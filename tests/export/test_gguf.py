@@ -1,6 +1,7 @@
 """Contracts 10, 12, 13 and 21 for GGUF: llama.cpp and transformers read what we wrote, and all three agree."""
 
 import json
+import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -10,16 +11,18 @@ import numpy as np
 import pytest
 import torch
 from llama_cpp import LlamaCpp, llama_cpp
-from small_models import SHAPES, random_model
+from small_models import QWEN3, SHAPES, Done, random_model
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from onesitting.checkpoint import load_model, save_model
 from onesitting.errors import UserError
-from onesitting.export.gguf import FILE_TYPES, write_gguf
+from onesitting.export.gguf import FILE_TYPES, llama_cpp_template, write_gguf
 from onesitting.export.gguf_vocab import CONTROL, NORMAL, UNUSED, pre_tokenizer_name, tokens_and_types
+from onesitting.export.hub import write_hf
 from onesitting.export.source import Source, open_source
 from onesitting.inference.generate import generate
 from onesitting.inference.sampling import Sampling
+from onesitting.model.transformer import Transformer
 from onesitting.tokenizer.bpe import Tokenizer, train_tokenizer
 from onesitting.tokenizer.chat import render
 from onesitting.tokenizer.spec import GPT2_PATTERN
@@ -217,3 +220,42 @@ def test_a_stretched_context_has_llama_cpps_keys_and_others_have_none(
             if "rope.scaling" in name or name.endswith(".context_length")
         }
         assert found == wanted
+
+
+def test_a_file_that_is_there_a_reward_model_and_options_of_other_targets_are_refused(
+    make_source: MakeSource, tokenizer: Tokenizer, tmp_path: Path, command: Callable[..., Done]
+) -> None:
+    source, path = make_source("qwen3"), tmp_path / "x.gguf"
+    path.write_text("mine")
+    with pytest.raises(UserError, match="is there already"):
+        write_gguf(source, path)
+    assert path.read_text() == "mine"
+    judge = Transformer(replace(QWEN3, vocab_size=tokenizer.vocab_size, n_scores=1), seed=0)
+    save_model(tmp_path / "judge", judge, tokenizer)
+    for target in ("gguf", "onnx", "ollama", "docker"):
+        done = command("export", "judge", "--to", target)
+        assert done.returncode == 2
+        assert "a reward model writes no text" in done.stderr
+    done = command("export", str(source.folder), "--to", "gguf", "--push", "me/x")
+    assert done.returncode == 2
+    assert "--push is for hf, not for gguf" in done.stderr
+    done = command("export", str(source.folder), "--to", "hf", "--push", "me")
+    assert done.returncode == 2
+    assert not (tmp_path / "export/hf").exists()  # refused before anything is written
+    (tmp_path / "here").mkdir()
+    assert command("export", str(source.folder), "--to", "hf", "--out", "here").returncode == 0
+    assert (tmp_path / "here/config.json").is_file()
+
+
+def test_a_template_in_a_file_of_its_own_comes_along(make_source: MakeSource, tmp_path: Path) -> None:
+    folder = tmp_path / "theirs"
+    shutil.copytree(make_source("qwen3").folder, folder)
+    settings = json.loads((folder / "tokenizer_config.json").read_text())
+    template = settings.pop("chat_template")
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings))
+    (folder / "chat_template.jinja").write_text(template)
+    source = open_source(str(folder))
+    write_gguf(source, tmp_path / "x.gguf")
+    reader = gguf.GGUFReader(tmp_path / "x.gguf")
+    assert reader.fields["tokenizer.chat_template"].contents() == llama_cpp_template(template)
+    assert (write_hf(source, tmp_path / "hf") / "chat_template.jinja").read_text() == template

@@ -118,6 +118,17 @@ def test_card_says_what_the_report_says_and_its_head_is_yaml(run: RunFolder) -> 
     assert "How to go on" not in card
 
 
+def test_card_of_an_earlier_stage_says_nothing_of_the_later_ones(run: RunFolder) -> None:
+    shutil.copytree(run.stage("sft").model, run.stage("pretrain").model)
+    card = model_card(open_source(str(run.stage("pretrain").path)), "", "lab/base")
+    head = yaml.safe_load(card.split("---\n")[1])
+    assert [result["metrics"][0]["type"] for result in head["model-index"][0]["results"]] == ["bits_per_byte"]
+    assert head["tags"] == ["onesitting"]
+    assert "Arithmetic" not in card
+    assert "not fine-tuned on conversations" in card
+    assert "apply_chat_template" not in card
+
+
 def test_card_without_a_licence_or_a_report_says_so(make_source: MakeSource) -> None:
     card = model_card(make_source("qwen3"), "", "somewhere")
     assert "has not chosen a licence" in card

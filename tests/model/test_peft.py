@@ -119,7 +119,13 @@ def test_a_base_that_changed_or_vanished_is_said(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("option", "value"), [("use_dora", True), ("rank_pattern", {"q_proj": 2}), ("bias", "all")]
+    ("option", "value"),
+    [
+        ("use_dora", True),
+        ("rank_pattern", {"q_proj": 2}),
+        ("bias", "all"),
+        ("init_lora_weights", "pissa_niter_4"),
+    ],
 )
 def test_options_of_peft_that_are_not_plain_lora_are_refused(option: str, value: Any, tmp_path: Path) -> None:
     adapted(tmp_path, CONFIGS["all"])

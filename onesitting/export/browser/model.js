@@ -105,9 +105,10 @@ export class Model {
     Object.assign(this, { ort, session });
     this.layers = config.num_hidden_layers ?? config.n_layer;
     this.keyHeads = config.num_key_value_heads ?? config.n_head;
-    this.headDim = config.head_dim ?? config.n_embd / config.n_head;
+    const [width, heads] = [config.hidden_size ?? config.n_embd, config.num_attention_heads ?? config.n_head];
+    this.headDim = config.head_dim ?? width / heads;
     this.context = config.max_position_embeddings ?? config.n_positions;
-    this.stopIds = new Set([generation.eos_token_id ?? []].flat());
+    this.stopIds = new Set([generation.eos_token_id ?? config.eos_token_id ?? []].flat());
   }
 
   static async load() {
@@ -115,7 +116,8 @@ export class Model {
     const ort = await import(new URL("ort.wasm.min.mjs", runtime));
     ort.env.wasm.wasmPaths = runtime.href;
     ort.env.wasm.numThreads = 1; // more need headers that a plain file server does not send
-    const [config, generation] = await Promise.all([fetchJson("config.json"), fetchJson("generation_config.json")]);
+    const config = await fetchJson("config.json");
+    const generation = await fetchJson("generation_config.json").catch(() => ({})); // models from elsewhere may lack it
     const session = await ort.InferenceSession.create(new URL("onnx/model.onnx", folder).href);
     return new Model(ort, session, config, generation);
   }

@@ -2,6 +2,7 @@ import { Model, Tokenizer, textOf } from "./model.js";
 
 const byId = (id) => document.getElementById(id);
 const [form, prompt, log, status, send] = ["form", "prompt", "log", "status", "send"].map(byId);
+const REPLY_TOKENS = 128; // kept free for a reply, or half the context where that is less
 const history = [];
 let stopped = false;
 let running = false;
@@ -19,7 +20,20 @@ async function answer(model, tokenizer, text) {
   const chats = tokenizer.special.has("<|im_start|>");
   add("user", text);
   history.push({ role: "user", content: text });
-  const ids = chats ? tokenizer.render(history) : tokenizer.encode(text);
+  const encode = () => (chats ? tokenizer.render(history) : tokenizer.encode(text));
+  const most = model.context - Math.min(REPLY_TOKENS, model.context >> 1);
+  let ids = encode();
+  let forgotten = "";
+  while (ids.length > most && history.length > 2) {
+    history.splice(0, 2); // the oldest question with its reply
+    forgotten = "; the oldest messages no longer fit and are forgotten";
+    ids = encode();
+  }
+  if (ids.length > most) {
+    history.pop();
+    status.textContent = `The message has ${ids.length} tokens; this model reads at most ${most} before a reply.`;
+    return;
+  }
   const block = add("assistant", "");
   const started = performance.now();
   let count = 0;
@@ -33,7 +47,7 @@ async function answer(model, tokenizer, text) {
   }
   history.push({ role: "assistant", content: block.textContent });
   const seconds = (performance.now() - started) / 1000;
-  status.textContent = `${count} tokens, ${Math.round(count / seconds)} a second`;
+  status.textContent = `${count} tokens, ${Math.round(count / seconds)} a second${forgotten}`;
 }
 
 async function start() {
