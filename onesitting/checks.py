@@ -69,6 +69,7 @@ _RANGES: tuple[tuple[str, float, float], ...] = (
     ("pretrain.lr_scale", 0, 1000),
     ("pretrain.warmup_steps", 0, _INF),
     ("pretrain.decay_fraction", 0, 1),
+    ("pretrain.bigram_steps", 0, 10_000),
     ("pretrain.final_lr", 0, 1),
     ("pretrain.chat_fraction", 0, 1),
     ("sft.share", 0, 1),

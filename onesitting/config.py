@@ -193,6 +193,8 @@ class PretrainConfig:
     """Learning rate of the last step, as a fraction of the peak."""
     chat_fraction: float = 0.0
     """Fraction of the tokens that come from the training conversations, as plain text."""
+    bigram_steps: int = 100
+    """Steps that fit a new embedding and an output matrix of its own to counted pairs of tokens before training; 0: none."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -17,7 +17,7 @@ import torch
 from rich.console import Console
 
 from onesitting.budgets import parse_budget
-from onesitting.checkpoint import find_model_folder, load_model, save_adapter, save_model
+from onesitting.checkpoint import find_model_folder, latest_checkpoint, load_model, save_adapter, save_model
 from onesitting.checks import check_config
 from onesitting.clock import Clock
 from onesitting.config import RunConfig, stage_config
@@ -42,6 +42,7 @@ from onesitting.run_settings import (
 )
 from onesitting.runlog import RunFolder, StageFolder, write_atomic
 from onesitting.stage_time import stage_seconds
+from onesitting.stages.bigrams import count_bigrams, fit_bigrams
 from onesitting.stages.make import PipelineStage, StageInputs, make_stage, prepare_general
 from onesitting.stages.ppo import add_value_head
 from onesitting.stages.reward import with_score_head
@@ -272,6 +273,8 @@ class Run:
         if name == "reward":
             model = with_score_head(model, cfg.seed)
         model = model.to(device=self.plan.torch_device, dtype=torch.float32).train()
+        if source is None and name == "pretrain":
+            self.fit_bigrams(model)
         distributed.broadcast_model(model, self.ranks)  # machines may differ in a last bit
         # Random weights have nothing worth freezing; a reward model's new head must be trained.
         if cfg.lora.rank and source is not None and name != "reward":
@@ -279,6 +282,24 @@ class Run:
         if name == "ppo":
             add_value_head(model)
         return distributed.shard_model(model, self.ranks) if cfg.device.shard == "fsdp" else model
+
+    def fit_bigrams(self, model: Transformer) -> None:
+        """Begin a new model from counted pairs of tokens, on rank 0; not one that goes on from a checkpoint."""
+        settings, data = self.cfg.pretrain, self.data
+        going_on = latest_checkpoint(self.folder.stage("pretrain").checkpoints)[0] is not None
+        if not settings.bigram_steps or model.lm_head is None or data is None or going_on:
+            return
+        with self.clock.phase("bigrams"):
+            if self.ranks.rank == 0:
+                self.plan.apply()
+                chat = settings.chat_fraction if self.chat else 0.0
+                sources = [(data.train.tokens, 1.0 - chat)] + ([(self.chat.train.tokens, chat)] if self.chat else [])
+                bigrams = count_bigrams([one for one in sources if one[1] > 0], model.cfg.vocab_size)
+                self.say(f"pretrain · first weights from {int(bigrams.counts.sum()):,} counted pairs of tokens")
+                fit_bigrams(
+                    model, bigrams, n_steps=settings.bigram_steps, seed=self.cfg.seed, plan=self.plan
+                )
+            self.ranks.barrier()
 
     def source(self, name: str) -> Path | None:
         """Folder of the model that a stage starts from: the last stage before it that is done, else `start_from`."""

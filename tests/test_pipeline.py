@@ -148,3 +148,21 @@ def test_two_processes_train_as_one(place: Path, shard: str) -> None:
         assert two[-1]["loss"] == pytest.approx(one[-1]["loss"], rel=2e-2)
     assert done.stdout.count("done before") == 0
     assert done.stdout.count("asking the question suite") == 2, "one process reports"
+
+
+def test_a_new_model_with_an_output_matrix_of_its_own_begins_from_counted_pairs(
+    place: Path, tmp_path: Path
+) -> None:
+    argv = (
+        "pretrain", *TINY, "--corpus.cache", str(place / "cache"), "--model.tie_embeddings", "false",
+        "--optim.embed_lr", "0.015", "--optim.head_lr", "0.003", "--pretrain.tokens", "4096",
+    )  # fmt: skip
+    losses = {}
+    for name, more, processes in (("none", ("--pretrain.bigram_steps", "0"), 1), ("one", (), 1), ("two", (), 2)):
+        done = command(*argv, *more, "--name", name, cwd=tmp_path, processes=processes)
+        assert done.returncode == 0, done.stdout + done.stderr
+        assert ("counted pairs" in done.stdout) == (name != "none")
+        losses[name] = read_jsonl(tmp_path / "runs" / name / "pretrain/metrics.jsonl")[0]["loss"]
+    assert losses["none"] == pytest.approx(6.24, abs=0.05)  # ln 512
+    assert losses["one"] < 4.7
+    assert losses["two"] == pytest.approx(losses["one"], rel=1e-5)

@@ -1,0 +1,145 @@
+"""First weights that know which token follows which: embedding and output matrix, fitted to counted pairs of tokens.
+
+The first hundreds of steps of any language model learn how likely each token is after the one before it, from a few
+thousand tokens a step. That table can be counted: sixteen million pairs in half a second. The blocks of a new model
+add nothing to the residual stream, so a new model *is* a table of pairs, the output matrix times the normed
+embedding, and fitting that product to the counts needs no attention, no MLP and no rows of text. The model that comes
+out has the shape of any other; docs/pretrain.md has what it gains.
+
+Counts of rare tokens say little, so each follower gives up DISCOUNT of a count, which is shared out by how many
+different tokens each token has followed (interpolated Kneser–Ney; Chen & Goodman 1999, section 3).
+
+Shapes: V vocabulary, d width of the model, P different pairs, C different first tokens of a step.
+"""
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from onesitting.model.transformer import Transformer
+from onesitting.train.device import DevicePlan
+
+DISCOUNT = 0.75
+"""Taken from each count above zero, as usual for text."""
+N_TOKENS = 16_000_000
+"""Tokens that are counted. Measured, V = 4,096: 4 million leave 0.03 bits per byte, 48 million give 0.01 more."""
+MOST_DRAWN, LEAST_DRAWN, DRAWN_LOGITS = 4096, 256, 2**24
+"""First tokens drawn for a step, by their frequency, so that their logits fit; a quarter of many are different ones."""
+EMBED_LR, HEAD_LR = 0.06, 0.012
+"""AdamW's peak rates here: some hundred steps, so large ones."""
+WARMUP_STEPS = 5
+"""Steps to the peak rate."""
+N_PLACES = 256
+"""Places, evenly over a file, from which pairs are read: files lie behind each other in it."""
+
+Tokens = npt.NDArray[Any]
+
+
+class Bigrams(NamedTuple):
+    """How often each token followed each other one."""
+
+    starts: Tensor
+    """(V + 1,) int64: the followers of token a are `followers[starts[a] : starts[a + 1]]`."""
+    followers: Tensor
+    """(P,) int64, in order."""
+    counts: Tensor
+    """(P,) float32."""
+
+
+def sample(tokens: Tokens, n: int) -> Tokens:
+    """At most n tokens in N_PLACES runs from all over a file."""
+    if len(tokens) <= n:
+        return np.asarray(tokens)
+    length = max(2, n // N_PLACES)
+    firsts = np.linspace(0, len(tokens) - length, n // length).astype(np.int64)
+    return np.concatenate([tokens[first : first + length] for first in firsts])
+
+
+def count_bigrams(
+    sources: Sequence[tuple[Tokens, float]], vocab_size: int, n_tokens: int = N_TOKENS
+) -> Bigrams:
+    """Pairs of neighbours in at most n_tokens tokens.
+
+    sources: token files and the share of each in training; the smallest for its share decides how many are read.
+    """
+    n_tokens = min([n_tokens, *(int(len(tokens) / part) for tokens, part in sources)])
+    number = np.uint32 if vocab_size**2 <= 2**32 else np.uint64  # half the bytes are sorted in half the time
+    kept = [sample(tokens, int(n_tokens * part)).astype(number) for tokens, part in sources]
+    pairs = np.concatenate([ids[:-1] * number(vocab_size) + ids[1:] for ids in kept])
+    pairs.sort()
+    is_first = np.ones(len(pairs), dtype=bool)
+    is_first[1:] = pairs[1:] != pairs[:-1]
+    edges = np.flatnonzero(is_first)
+    firsts, followers = np.divmod(pairs[edges].astype(np.int64), vocab_size)
+    return Bigrams(
+        torch.from_numpy(np.searchsorted(firsts, np.arange(vocab_size + 1))),
+        torch.from_numpy(followers),
+        torch.from_numpy(np.diff(edges, append=len(pairs)).astype(np.float32)),
+    )
+
+
+class SmoothedBigrams:
+    """Probabilities of the next token from counts, on a device."""
+
+    def __init__(self, bigrams: Bigrams, device: torch.device) -> None:
+        self.starts, self.followers, self.counts = (part.to(device) for part in bigrams)
+        V = len(self.starts) - 1
+        firsts = torch.repeat_interleave(torch.arange(V, device=device), self.starts.diff())
+        self.totals = torch.zeros(V, device=device).index_add_(0, firsts, self.counts)  # (V,)
+        preceders = torch.bincount(self.followers, minlength=V).float() + 0.1  # no token is impossible
+        self.lower = preceders / preceders.sum()  # (V,)
+
+    def subtract(self, firsts: Tensor, from_: Tensor) -> Tensor:
+        """from_ (C, V) less the probabilities after first tokens (C,) that were counted; in place."""
+        begin, totals = self.starts[firsts], self.totals[firsts]
+        lengths = self.starts[firsts + 1] - begin
+        row = torch.repeat_interleave(torch.arange(len(firsts), device=firsts.device), lengths)
+        nth = torch.arange(len(row), device=firsts.device) - (lengths.cumsum(0) - lengths)[row]
+        place = begin[row] + nth
+        from_.addcmul_((DISCOUNT * lengths / totals)[:, None], self.lower, value=-1)
+        # Each pair is once in `row`, so this is a plain assignment to places that differ.
+        return from_.index_put_(
+            (row, self.followers[place]), (DISCOUNT - self.counts[place]) / totals[row], accumulate=True
+        )
+
+
+def fit_bigrams(model: Transformer, bigrams: Bigrams, *, n_steps: int, seed: int, plan: DevicePlan) -> None:
+    """Fit embedding and output matrix of a new model in place, by the cross-entropy of the counted pairs.
+
+    The model must have an output matrix of its own. Everything else in it stays as it is.
+    """
+    assert model.lm_head is not None, "a tied table cannot say what follows what"
+    embed, head, device = model.model.embed_tokens.weight, model.lm_head.weight, model.device
+    table = SmoothedBigrams(bigrams, device)
+    rates = ((embed, EMBED_LR), (head, HEAD_LR))
+    optimizer = torch.optim.AdamW(
+        [{"params": [weight], "lr": lr} for weight, lr in rates],
+        betas=(0.9, 0.95), eps=1e-10, weight_decay=0.0, fused=True,
+    )  # fmt: skip
+    generator = torch.Generator().manual_seed(seed)
+    n_drawn = min(MOST_DRAWN, max(LEAST_DRAWN, DRAWN_LOGITS // len(head)))
+    shares = table.totals.cpu()
+    for step in range(n_steps):
+        # Up, then from the middle on down to 0.
+        factor = min(1.0, (step + 1) / WARMUP_STEPS, 2.0 * (n_steps - step) / (n_steps + 1))
+        for group, (_, lr) in zip(optimizer.param_groups, rates, strict=True):
+            group["lr"] = lr * factor
+        drawn = torch.multinomial(shares, n_drawn, replacement=True, generator=generator)
+        firsts, times = (part.to(device) for part in drawn.unique(return_counts=True))
+        with plan.autocast():
+            hidden = model.model.norm(embed[firsts].to(plan.torch_dtype))  # (C, d): new blocks add nothing
+        with torch.no_grad():
+            output = head.to(hidden.dtype)
+            # The gradient of the cross-entropy: the model's probabilities less those that were counted.
+            d_logits = table.subtract(firsts, F.linear(hidden, output).float().softmax(dim=1))  # (C, V)
+            d_logits = d_logits.mul_((times / n_drawn)[:, None]).to(hidden.dtype)
+            head.grad = (d_logits.T @ hidden).float()
+            d_hidden = d_logits @ output
+        (embed.grad,) = torch.autograd.grad(hidden, embed, d_hidden)
+        optimizer.step()
+    optimizer.zero_grad()
