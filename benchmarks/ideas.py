@@ -29,16 +29,36 @@ from onesitting.data.tokens import TokenFolder
 from onesitting.evaluation.bits_per_byte import bits_per_byte
 from onesitting.model.transformer import Transformer
 from onesitting.recipe import resolve
+from onesitting.stages.bigrams import count_bigrams, fit_bigrams
 from onesitting.stages.pretrain import PretrainStage
 from onesitting.tokenizer.bpe import Tokenizer, train_tokenizer
 from onesitting.train import distributed, optim
 from onesitting.train.device import detect, plan_device
-from onesitting.train.optim import MatrixGroup, MuonAdamW, build_optimizer, gradients, orthogonalise, rate_scale
+from onesitting.train.optim import (
+    MatrixGroup,
+    MuonAdamW,
+    build_optimizer,
+    gradients,
+    orthogonalise,
+    rate_scale,
+)
 from onesitting.train.schedule import decay_start, fall, rise
 
 SIZES: dict[str, dict[str, Any]] = {
-    "2M": {"model.n_layers": 4, "model.d_model": 128, "model.n_heads": 2, "model.n_kv_heads": 1, "model.d_ff": 384},
-    "5M": {"model.n_layers": 5, "model.d_model": 256, "model.n_heads": 4, "model.n_kv_heads": 2, "model.d_ff": 640},
+    "2M": {
+        "model.n_layers": 4,
+        "model.d_model": 128,
+        "model.n_heads": 2,
+        "model.n_kv_heads": 1,
+        "model.d_ff": 384,
+    },
+    "5M": {
+        "model.n_layers": 5,
+        "model.d_model": 256,
+        "model.n_heads": 4,
+        "model.n_kv_heads": 2,
+        "model.d_ff": 640,
+    },
 }
 COMMON: dict[str, Any] = {
     "model.context_length": 256, "model.tie_embeddings": False, "optim.embed_lr": 0.015, "optim.head_lr": 0.003,
@@ -72,8 +92,6 @@ class Idea:
 
     settings: dict[str, Any] = field(default_factory=dict)
     change: Callable[[Trial], None] = lambda trial: None
-    pairs: int = 100
-    """Steps of the start from counted pairs."""
 
 
 # ---- ideas that need code ------------------------------------------------------------------------------------
@@ -188,12 +206,14 @@ def soft_cap(trial: Trial) -> None:
     """Logits are capped softly at 15 in training and evaluation (Gemma 2); no standard format has it for Qwen3."""
     model = trial.model
 
-    def forward(tokens: Tensor, *, targets: Tensor | None = None, doc_ids: Any = None, positions: Any = None) -> Tensor:
+    def forward(
+        tokens: Tensor, *, targets: Tensor | None = None, doc_ids: Any = None, positions: Any = None
+    ) -> Tensor:
         x = model.hidden(tokens, doc_ids=doc_ids, positions=positions)
         logits = 15 * torch.tanh(model.logits(x) / 15)
         if targets is None:
             return logits
-        return torch.nn.functional.cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction="sum", ignore_index=-100)
+        return torch.nn.functional.cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction="sum")
 
     model.forward = forward  # type: ignore[method-assign]
 
@@ -208,11 +228,6 @@ def random_outputs(trial: Trial) -> None:
                 p.add_(torch.randn(p.shape, generator=generator) * std)
 
 
-def larger_later(trial: Trial) -> None:
-    """Steps of 1,024 tokens for the first third of the tokens, then of 4,096."""
-    trial.optimizer.idea_steps = (1024, 4096)  # type: ignore[attr-defined]
-
-
 def short_rows(trial: Trial) -> None:
     """Rows of 64 tokens for the first half."""
     trial.row_length = lambda step: 64 if step < trial.n_steps / 2 else 256
@@ -221,75 +236,27 @@ def short_rows(trial: Trial) -> None:
 def cosine(trial: Trial) -> None:
     """A cosine to 0.02 over the whole run."""
     n = trial.n_steps
-    trial.lr_factor = lambda step: min((step + 1) / 10, 0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * step / n)))
+    trial.lr_factor = lambda step: min(
+        (step + 1) / 10, 0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * step / n))
+    )
 
 
 def root_decay(trial: Trial) -> None:
     """1 - sqrt decay over the last half (arXiv:2405.18392)."""
     n, first = trial.n_steps, trial.n_steps // 2
-    trial.lr_factor = lambda step: min((step + 1) / 10, 1 - 0.98 * math.sqrt(max(0, step + 1 - first) / (n - first)))
-
-
-def untied_later(trial: Trial) -> None:
-    """The output matrix follows the embedding's gradient too for the first third: tied, then untied."""
-    raise NotImplementedError
-
-
-def pair_start(trial: Trial, n_iterations: int = 100, tokens: int = 16_000_000, draws: int = 4096, discount: float = 0.75) -> None:
-    """Embedding and output matrix first learn which token follows which from counted pairs (no forward pass)."""
-    began = time.perf_counter()
-    ids = np.asarray(trial.data.train.tokens[:tokens]).astype(np.int64)
-    V = trial.model.cfg.vocab_size
-    pairs = np.sort((ids[:-1] * V + ids[1:]).astype(np.uint32))
-    edges = np.flatnonzero(np.diff(pairs, prepend=pairs[:1] + 1))
-    keys, counts = pairs[edges].astype(np.int64), np.diff(edges, append=len(pairs))
-    print(f"counted: {time.perf_counter() - began:.1f} s, {len(keys)}", flush=True)
-    first, second = torch.from_numpy(keys // V), torch.from_numpy(keys % V)
-    values = torch.from_numpy(counts).float()
-    starts = torch.searchsorted(first, torch.arange(V + 1))
-    weights = torch.zeros(V).index_add_(0, first, values)
-    followers = (starts[1:] - starts[:-1]).float()  # different tokens seen after each
-    unigram = torch.zeros(V).index_add_(0, second, torch.ones_like(values) if discount else values)
-    unigram = unigram + 1e-6 * unigram.sum() / V
-    unigram /= unigram.sum()
-    model = trial.model
-    embed, head, norm = model.model.embed_tokens.weight, model.output_weight, model.model.norm
-    plan_optimizer = torch.optim.AdamW(
-        [{"params": [embed], "lr": 0.06}, {"params": [head], "lr": 0.012}],
-        betas=(0.9, 0.95), eps=1e-10, weight_decay=0.0, fused=True,
-    )  # fmt: skip
-    generator = torch.Generator().manual_seed(trial.seed)
-    for iteration in range(n_iterations):
-        factor = min((iteration + 1) / 5, 1.0, 2 * (1 - iteration / n_iterations) + 0.02)
-        for group, lr in zip(plan_optimizer.param_groups, (0.06, 0.012), strict=True):
-            group["lr"] = lr * factor
-        drawn = torch.multinomial(weights, draws, replacement=True, generator=generator)
-        contexts, times = drawn.unique(return_counts=True)
-        lengths = starts[contexts + 1] - starts[contexts]
-        row = torch.repeat_interleave(torch.arange(len(contexts)), lengths)
-        offset = torch.arange(len(row)) - torch.repeat_interleave(lengths.cumsum(0) - lengths, lengths)
-        place = starts[contexts][row] + offset
-        target = torch.zeros(len(contexts), V)
-        total = weights[contexts]
-        target[row, second[place]] = (values[place] - discount).clamp_min(0) / total[row]
-        target += (1 - target.sum(1, keepdim=True)) * unigram
-        target *= (times / draws)[:, None]
-        with torch.autocast("cpu", torch.bfloat16):
-            hidden = norm(embed[contexts].to(torch.bfloat16))
-            logits = torch.nn.functional.linear(hidden, head.to(torch.bfloat16)).float()
-        loss = -(target * logits.log_softmax(1)).sum()
-        loss.backward()
-        norm.weight.grad = None
-        plan_optimizer.step()
-        plan_optimizer.zero_grad()
-    print(f"pairs: {time.perf_counter() - began:.1f} s, loss {loss.item():.3f}", flush=True)
+    trial.lr_factor = lambda step: min(
+        (step + 1) / 10, 1 - 0.98 * math.sqrt(max(0, step + 1 - first) / (n - first))
+    )
 
 
 class SoftLoss(torch.autograd.Function):
     """Cross-entropy against one-hot targets mixed with a teacher's; the loss that comes back is the one-hot one."""
 
     @staticmethod
-    def forward(ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor, weight_of: float, teach: Any) -> Tensor:
+    def forward(
+        ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor, weight_of: float, teach: Any
+    ) -> Tensor:
+        """The one-hot loss; teach(probs, weight_of) takes the teacher's part off the probabilities."""
         logits = torch.nn.functional.linear(hidden, weight).float()
         probs = logits.softmax(1)
         loss = -probs.gather(1, targets[:, None]).log().sum()
@@ -302,6 +269,7 @@ class SoftLoss(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> Any:
+        """Gradients of the mixed cross-entropy."""
         d_hidden, d_weight = ctx.saved_tensors
         return d_hidden * grad, d_weight * grad, None, None, None
 
@@ -311,13 +279,9 @@ def teacher(trial: Trial, first: float, until: float, tokens: int = 48_000_000, 
     began = time.perf_counter()
     ids = np.asarray(trial.data.train.tokens[:tokens]).astype(np.uint64)
     V, D = trial.model.cfg.vocab_size, 0.75
-    pairs = np.sort((ids[:-1] * V + ids[1:]).astype(np.uint32))
-    edges = np.flatnonzero(np.diff(pairs, prepend=pairs[:1] + 1))
-    keys, counts = pairs[edges].astype(np.int64), np.diff(edges, append=len(pairs))
     triples = np.sort(ids[:-2] * np.uint64(V * V) + ids[1:-1] * np.uint64(V) + ids[2:])
     edges3 = np.flatnonzero(np.diff(triples, prepend=triples[:1] + np.uint64(1)))
     keys3, counts3 = triples[edges3], np.diff(edges3, append=len(triples))
-    del triples, pairs
     # bigram level: continuation counts of (b, c), how many a preceded them
     bc = (keys3 % np.uint64(V * V)).astype(np.int64)
     table = np.bincount(bc, minlength=V * V).reshape(V, V).astype(np.float32)
@@ -328,7 +292,10 @@ def teacher(trial: Trial, first: float, until: float, tokens: int = 48_000_000, 
     table = (table - D).clip(0) / total + (D * kinds / total) * lower
     table[(total[:, 0] <= 1) & (kinds[:, 0] == 0)] = lower
     p2 = torch.from_numpy(table).to(torch.bfloat16)
-    after, n3 = torch.from_numpy((keys3 % np.uint64(V)).astype(np.int64)), torch.from_numpy(counts3.astype(np.float32))
+    after, n3 = (
+        torch.from_numpy((keys3 % np.uint64(V)).astype(np.int64)),
+        torch.from_numpy(counts3.astype(np.float32)),
+    )
     context3 = torch.from_numpy((keys3 // np.uint64(V)).astype(np.int64))
     cumulative = torch.cat([torch.zeros(1, dtype=torch.float64), n3.double().cumsum(0)])
     print(f"teacher: {time.perf_counter() - began:.1f} s, {len(keys3):,} triples", flush=True)
@@ -340,7 +307,11 @@ def teacher(trial: Trial, first: float, until: float, tokens: int = 48_000_000, 
         a = torch.nn.functional.pad(batch.tokens[:, :-1], (1, 0), value=-1).flatten()
         keep = batch.targets.flatten() >= 0
         b, a, hidden, targets = b[keep], a[keep], hidden[keep], batch.targets.flatten()[keep]
-        part = first * max(0.0, 1 - trial.step / (until * trial.n_steps))
+        part = first * max(0.0, 1 - trial.step / ((until or 1) * trial.n_steps))
+        if until == 2:  # with the learning rate
+            part = first * min(1.0, 2 * (1 - trial.step / trial.n_steps))
+        if until == 0:
+            part = first
 
         def teach(probs: Tensor, part: float) -> None:
             context = torch.where(a >= 0, a * V + b, -1)
@@ -406,11 +377,19 @@ IDEAS: dict[str, Idea] = {
     "trigram 0.5 to 1": Idea(change=lambda trial: teacher(trial, 0.5, 1.0)),
     "trigram 0.8 to 1": Idea(change=lambda trial: teacher(trial, 0.8, 1.0)),
     "trigram 0.8 to 0.6": Idea(change=lambda trial: teacher(trial, 0.8, 0.6)),
+    "trigram 1 to 1": Idea(change=lambda trial: teacher(trial, 1.0, 1.0)),
+    "trigram 0.3 constant": Idea(change=lambda trial: teacher(trial, 0.3, 0)),
+    "trigram 0.7 constant": Idea(change=lambda trial: teacher(trial, 0.7, 0)),
+    "trigram 0.5 constant": Idea(change=lambda trial: teacher(trial, 0.5, 0)),
+    "trigram 0.8 with the rate": Idea(change=lambda trial: teacher(trial, 0.8, 2)),
+    "trigram 1 with the rate": Idea(change=lambda trial: teacher(trial, 1.0, 2)),
+    "trigram 0.8 with the rate, 16M": Idea(change=lambda trial: teacher(trial, 0.8, 2, tokens=16_000_000)),
+    "rates x1.33": Idea({"optim.embed_lr": 0.02, "optim.head_lr": 0.004}),
     "trigram 0": Idea(change=lambda trial: teacher(trial, 0.0, 0.6)),
     "bigram 0.5 to 1": Idea(change=lambda trial: teacher(trial, 0.5, 1.0, order=2)),
-    "no pairs": Idea({"optim.embed_lr": 0.06, "optim.head_lr": 0.012}, pairs=0),
-    "pairs 50": Idea(pairs=50),
-    "pairs 200": Idea(pairs=200),
+    "no pairs": Idea({"optim.embed_lr": 0.06, "optim.head_lr": 0.012, "pretrain.bigram_steps": 0}),
+    "pairs 50": Idea({"pretrain.bigram_steps": 50}),
+    "pairs 200": Idea({"pretrain.bigram_steps": 200}),
     "rates x0.4": Idea({"optim.embed_lr": 0.006, "optim.head_lr": 0.0012}),
     "rates x0.15": Idea({"optim.embed_lr": 0.00225, "optim.head_lr": 0.00045}),
 }
@@ -443,8 +422,9 @@ def train(
     trial.lr_factor = lambda step: min(
         rise(step, settings.warmup_steps), fall(step, n_steps, first, 1.0, settings.final_lr)
     )
-    if idea.pairs:
-        pair_start(trial, idea.pairs)
+    if cfg.pretrain.bigram_steps and model.lm_head is not None:
+        bigrams = count_bigrams([(data.train.tokens, 1.0)], tokenizer.vocab_size)
+        fit_bigrams(model, bigrams, n_steps=cfg.pretrain.bigram_steps, seed=seed, plan=plan)
     idea.change(trial)
     began, losses = time.process_time(), []
     for step in range(n_steps):
@@ -491,7 +471,9 @@ def corpus(args: argparse.Namespace) -> tuple[Tokenizer, TokenFolder]:
 
 def main() -> None:
     """Run the ideas that are named and not yet in the file."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("ideas", nargs="*", default=["base"])
     parser.add_argument("--list", action="store_true", help="names of the ideas")
     parser.add_argument("--data", default="", help="text to train on")

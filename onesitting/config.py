@@ -194,7 +194,7 @@ class PretrainConfig:
     chat_fraction: float = 0.0
     """Fraction of the tokens that come from the training conversations, as plain text."""
     bigram_steps: int = 100
-    """Steps that fit a new embedding and an output matrix of its own to counted pairs of tokens before training; 0: none."""
+    """Steps that fit a new model's embedding and untied output matrix to counted pairs of tokens; 0: none."""
 
 
 @dataclass(frozen=True, kw_only=True)

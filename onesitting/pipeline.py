@@ -293,12 +293,14 @@ class Run:
             if self.ranks.rank == 0:
                 self.plan.apply()
                 chat = settings.chat_fraction if self.chat else 0.0
-                sources = [(data.train.tokens, 1.0 - chat)] + ([(self.chat.train.tokens, chat)] if self.chat else [])
-                bigrams = count_bigrams([one for one in sources if one[1] > 0], model.cfg.vocab_size)
-                self.say(f"pretrain · first weights from {int(bigrams.counts.sum()):,} counted pairs of tokens")
-                fit_bigrams(
-                    model, bigrams, n_steps=settings.bigram_steps, seed=self.cfg.seed, plan=self.plan
+                sources = [(data.train.tokens, 1.0 - chat)] + (
+                    [(self.chat.train.tokens, chat)] if self.chat else []
                 )
+                bigrams = count_bigrams([one for one in sources if one[1] > 0], model.cfg.vocab_size)
+                self.say(
+                    f"pretrain · first weights from {int(bigrams.counts.sum()):,} counted pairs of tokens"
+                )
+                fit_bigrams(model, bigrams, n_steps=settings.bigram_steps, seed=self.cfg.seed, plan=self.plan)
             self.ranks.barrier()
 
     def source(self, name: str) -> Path | None:

@@ -33,6 +33,7 @@ from onesitting.plan_speed import measure_speed, predict_speed
 from onesitting.plan_text import show_plan
 from onesitting.rewards import check_rl
 from onesitting.runlog import RunFolder
+from onesitting.stages import bigrams
 from onesitting.start import with_start_model
 from onesitting.train.device import DevicePlan, plan_device
 from onesitting.train.hardware import detect
@@ -128,6 +129,9 @@ def make_plan(cfg: RunConfig, *, measure: bool = False) -> Plan:
         speed = measure_speed(cfg, model, device)
     else:
         speed = predict_speed(run.path.parent, device, limit, flops, count_parameters(model))
+    if "pretrain" in cfg.stages and not cfg.start_from:
+        fit_s = bigrams.expected_seconds(model, cfg.pretrain.bigram_steps, limit)
+        phases += [("bigrams", fit_s)] if fit_s else []
     stages = _stages(cfg, model, device, speed.tokens_per_s, sum(seconds for _, seconds in phases))
     suite_s = suite_seconds(cfg)
     for stage in stages:

@@ -158,7 +158,11 @@ def test_a_new_model_with_an_output_matrix_of_its_own_begins_from_counted_pairs(
         "--optim.embed_lr", "0.015", "--optim.head_lr", "0.003", "--pretrain.tokens", "4096",
     )  # fmt: skip
     losses = {}
-    for name, more, processes in (("none", ("--pretrain.bigram_steps", "0"), 1), ("one", (), 1), ("two", (), 2)):
+    for name, more, processes in (
+        ("none", ("--pretrain.bigram_steps", "0"), 1),
+        ("one", (), 1),
+        ("two", (), 2),
+    ):
         done = command(*argv, *more, "--name", name, cwd=tmp_path, processes=processes)
         assert done.returncode == 0, done.stdout + done.stderr
         assert ("counted pairs" in done.stdout) == (name != "none")

@@ -21,6 +21,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from onesitting.config import ModelConfig
 from onesitting.model.transformer import Transformer
 from onesitting.train.device import DevicePlan
 
@@ -83,6 +84,19 @@ def count_bigrams(
     )
 
 
+def expected_seconds(cfg: ModelConfig, n_steps: int, limit_flops_per_s: float) -> float:
+    """About what counting and fitting take; 0 where there is nothing to fit. Half of the limit is reached."""
+    if cfg.tie_embeddings or not n_steps:
+        return 0.0
+    n_different = n_drawn(cfg.vocab_size) / 4
+    return 1.0 + n_steps * 6.0 * n_different * cfg.d_model * cfg.vocab_size / (0.5 * limit_flops_per_s)
+
+
+def n_drawn(vocab_size: int) -> int:
+    """First tokens of a step, some of them the same."""
+    return min(MOST_DRAWN, max(LEAST_DRAWN, DRAWN_LOGITS // vocab_size))
+
+
 class SmoothedBigrams:
     """Probabilities of the next token from counts, on a device."""
 
@@ -122,14 +136,13 @@ def fit_bigrams(model: Transformer, bigrams: Bigrams, *, n_steps: int, seed: int
         betas=(0.9, 0.95), eps=1e-10, weight_decay=0.0, fused=True,
     )  # fmt: skip
     generator = torch.Generator().manual_seed(seed)
-    n_drawn = min(MOST_DRAWN, max(LEAST_DRAWN, DRAWN_LOGITS // len(head)))
-    shares = table.totals.cpu()
+    shares, n = table.totals.cpu(), n_drawn(len(head))
     for step in range(n_steps):
         # Up, then from the middle on down to 0.
         factor = min(1.0, (step + 1) / WARMUP_STEPS, 2.0 * (n_steps - step) / (n_steps + 1))
         for group, (_, lr) in zip(optimizer.param_groups, rates, strict=True):
             group["lr"] = lr * factor
-        drawn = torch.multinomial(shares, n_drawn, replacement=True, generator=generator)
+        drawn = torch.multinomial(shares, n, replacement=True, generator=generator)
         firsts, times = (part.to(device) for part in drawn.unique(return_counts=True))
         with plan.autocast():
             hidden = model.model.norm(embed[firsts].to(plan.torch_dtype))  # (C, d): new blocks add nothing
@@ -137,7 +150,7 @@ def fit_bigrams(model: Transformer, bigrams: Bigrams, *, n_steps: int, seed: int
             output = head.to(hidden.dtype)
             # The gradient of the cross-entropy: the model's probabilities less those that were counted.
             d_logits = table.subtract(firsts, F.linear(hidden, output).float().softmax(dim=1))  # (C, V)
-            d_logits = d_logits.mul_((times / n_drawn)[:, None]).to(hidden.dtype)
+            d_logits = d_logits.mul_((times / n)[:, None]).to(hidden.dtype)
             head.grad = (d_logits.T @ hidden).float()
             d_hidden = d_logits @ output
         (embed.grad,) = torch.autograd.grad(hidden, embed, d_hidden)

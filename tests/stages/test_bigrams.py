@@ -107,7 +107,9 @@ def test_every_step_of_the_fit_follows_the_gradient_of_the_cross_entropy():
     table = SmoothedBigrams(bigrams, torch.device("cpu"))
     wanted = -table.subtract(torch.arange(V), torch.zeros(V, V))
     logits = other.logits(other.model.norm(other.model.embed_tokens.weight))
-    drawn = torch.multinomial(table.totals, 4096, replacement=True, generator=torch.Generator().manual_seed(0))
+    drawn = torch.multinomial(
+        table.totals, 4096, replacement=True, generator=torch.Generator().manual_seed(0)
+    )
     share = torch.bincount(drawn, minlength=V)[:, None] / 4096
     loss = -(share * wanted * logits.log_softmax(1)).sum()
     expected = torch.autograd.grad(loss, other.output_weight)[0]

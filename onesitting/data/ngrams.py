@@ -1,0 +1,150 @@
+"""What follows what in a text, counted: pairs for a new model's first weights, triples for softer targets.
+
+A target says which token came once. In a text of millions of tokens the same two tokens stand before this place
+thousands of times, and how often each token followed them is a better estimate of what a model should say there than
+the one that happened to come. Mixed into the targets it takes noise out of the gradient (pretrain.md).
+
+Probabilities are interpolated Kneser–Ney (Chen & Goodman 1999, section 3): each count gives up DISCOUNT, and what was
+given up goes to the shorter context, where a token counts once for each different token before it. Only followers
+worth naming are kept: those that came at least twice, at most WIDEST of a context.
+
+Shapes: V vocabulary, P different pairs, C contexts of two tokens, E their followers, K = WIDEST, B rows, T places.
+"""
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+N_TOKENS = 16_000_000
+"""Tokens that are counted, V = 4,096: for pairs 4 million leave 0.03 bits per byte, 48 million give 0.01 more."""
+DISCOUNT = 0.75
+"""Taken from each count above zero, as usual for text."""
+WIDEST = 32
+"""Followers of a context that are named, the likeliest first."""
+N_RUNS = 256
+"""Runs of tokens, evenly over a file, that are counted: the files of a corpus lie behind each other in it."""
+
+Array = npt.NDArray[Any]
+Sources = Sequence[tuple[Array, float]]
+"""Token files and the share of each in training."""
+
+
+class Bigrams(NamedTuple):
+    """How often each token followed each other one."""
+
+    starts: Array
+    """(V + 1,) int64: the followers of token a are `followers[starts[a] : starts[a + 1]]`."""
+    followers: Array
+    """(P,) int64, in order."""
+    counts: Array
+    """(P,) int64."""
+
+
+def sample(tokens: Array, n: int) -> Array:
+    """At most n tokens in N_RUNS runs from all over a file."""
+    if len(tokens) <= n:
+        return np.asarray(tokens)
+    length = max(3, n // N_RUNS)
+    firsts = np.linspace(0, len(tokens) - length, n // length).astype(np.int64)
+    return np.concatenate([tokens[first : first + length] for first in firsts])
+
+
+def samples(sources: Sources, n_tokens: int) -> list[Array]:
+    """From each source its share of n_tokens, or of as many as the smallest for its share allows."""
+    used = [(tokens, part) for tokens, part in sources if part > 0]
+    n_tokens = min([n_tokens, *(int(len(tokens) / part) for tokens, part in used)])
+    return [sample(tokens, int(n_tokens * part)) for tokens, part in used]
+
+
+def count_bigrams(sources: Sources, vocab_size: int, n_tokens: int = N_TOKENS) -> Bigrams:
+    """Pairs of neighbours in at most n_tokens tokens."""
+    number = np.uint32 if vocab_size**2 <= 2**32 else np.uint64  # half the bytes are sorted in half the time
+    kept = [tokens.astype(number) for tokens in samples(sources, n_tokens)]
+    pairs, counts = counted(np.concatenate([ids[:-1] * number(vocab_size) + ids[1:] for ids in kept]))
+    firsts, followers = np.divmod(pairs.astype(np.int64), vocab_size)
+    return Bigrams(np.searchsorted(firsts, np.arange(vocab_size + 1)), followers, counts)
+
+
+class Ngrams:
+    """The likeliest tokens after each one and after each two, in at most n_tokens tokens."""
+
+    def __init__(self, sources: Sources, vocab_size: int, n_tokens: int = N_TOKENS) -> None:
+        assert vocab_size <= 2**21, "three tokens in a number of 64 bits"
+        V = self.vocab_size = vocab_size
+        kept = [tokens.astype(np.uint64) for tokens in samples(sources, n_tokens)]
+        triples, counts = counted(
+            np.concatenate([(ids[:-2] * np.uint64(V) + ids[1:-1]) * np.uint64(V) + ids[2:] for ids in kept])
+        )
+        triples = triples.astype(np.int64)
+        self.n_triples = len(triples)
+        # After one token: how many different ones stood before each pair.
+        pairs, before = counted(triples % V**2)
+        self.after_one, self.p_after_one = _padded(*_likeliest(pairs // V, pairs % V, before), V)
+        # After two.
+        context = triples // V
+        is_first = np.ones(len(context), dtype=bool)
+        is_first[1:] = context[1:] != context[:-1]
+        nth, contexts = is_first.cumsum() - 1, context[is_first]
+        totals = np.bincount(nth, weights=counts)
+        self.left = (DISCOUNT * np.bincount(nth) / totals).astype(np.float32)  # (C,), for the shorter context
+        often = counts >= 2
+        nth, followers, p = _likeliest(nth[often], triples[often] % V, counts[often], totals)
+        self.contexts = contexts  # (C,), in order
+        self.starts = np.searchsorted(nth, np.arange(len(contexts) + 1))  # (C + 1,)
+        self.after_two, self.p_after_two = followers.astype(np.int32), p
+
+    def soft_targets(self, tokens: Array) -> tuple[Array, Array]:
+        """For inputs (B, T): ids (B, T, 2 K) int32 of likely next tokens, and the part of the target of each, float32.
+
+        The parts of a place add up to less than 1; what is missing is the part of the token that came.
+        """
+        B, T = tokens.shape
+        ids, parts = np.zeros((B, T, 2 * WIDEST), np.int32), np.zeros((B, T, 2 * WIDEST), np.float32)
+        context = tokens[:, :-1].astype(np.int64) * self.vocab_size + tokens[:, 1:]  # (B, T - 1)
+        nth = np.minimum(np.searchsorted(self.contexts, context), len(self.contexts) - 1)
+        known = self.contexts[nth] == context
+        left = np.ones((B, T), np.float32)
+        left[:, 1:] = np.where(known, self.left[nth], 1.0)
+        place = self.starts[nth][:, :, None] + np.arange(WIDEST)  # (B, T - 1, K)
+        there = known[:, :, None] & (place < self.starts[nth + 1][:, :, None])
+        place = np.where(there, place, 0)
+        ids[:, 1:, :WIDEST] = np.where(there, self.after_two[place], 0)
+        parts[:, 1:, :WIDEST] = np.where(there, self.p_after_two[place], 0.0)
+        ids[:, :, WIDEST:] = self.after_one[tokens]
+        parts[:, :, WIDEST:] = self.p_after_one[tokens] * left[:, :, None]
+        return ids, parts
+
+
+def counted(keys: Array) -> tuple[Array, Array]:
+    """Different numbers in order, and how often each is there; sorts keys in place."""
+    keys.sort()
+    is_first = np.ones(len(keys), dtype=bool)
+    is_first[1:] = keys[1:] != keys[:-1]
+    edges = np.flatnonzero(is_first)
+    return keys[edges], np.diff(edges, append=len(keys))
+
+
+def _likeliest(
+    contexts: Array, followers: Array, counts: Array, totals: Array | None = None
+) -> tuple[Array, Array, Array]:
+    """(context, follower, discounted probability) of at most WIDEST followers of each context, likeliest first.
+
+    contexts: in order, numbered from 0. totals: of the contexts; None: the sums of the counts.
+    """
+    totals = np.bincount(contexts, weights=counts) if totals is None else totals
+    order = np.lexsort((-counts, contexts))
+    contexts, followers, counts = contexts[order], followers[order], counts[order]
+    rank = np.arange(len(contexts)) - np.searchsorted(contexts, contexts)
+    few = rank < WIDEST
+    contexts, followers, counts = contexts[few], followers[few], counts[few]
+    return contexts, followers, ((counts - DISCOUNT) / totals[contexts]).astype(np.float32)
+
+
+def _padded(contexts: Array, followers: Array, p: Array, n_contexts: int) -> tuple[Array, Array]:
+    """(n_contexts, K) followers and their probabilities, 0 where there are fewer."""
+    ids, parts = np.zeros((n_contexts, WIDEST), np.int32), np.zeros((n_contexts, WIDEST), np.float32)
+    rank = np.arange(len(contexts)) - np.searchsorted(contexts, contexts)
+    ids[contexts, rank], parts[contexts, rank] = followers, p
+    return ids, parts
