@@ -173,8 +173,11 @@ def update_routers(model: nn.Module, sum_counts: Callable[[list[int]], list[int]
     if not layers:
         return {}
     E = layers[0].gate.out_features
-    mine = [[0] * E if layer.counts is None else layer.counts.tolist() for layer in layers]
-    counts = sum_counts([count for row in mine for count in row])
+    zero = torch.zeros(E, dtype=torch.int64, device=layers[0].gate.weight.device)
+    mine = torch.cat([zero if layer.counts is None else layer.counts for layer in layers])
+    counts = sum_counts(
+        mine.tolist()
+    )  # read at once: reading each layer's would wait for the device each time
     load = torch.tensor(counts, dtype=torch.float32).view(len(layers), E)
     load /= load.sum(dim=1, keepdim=True).clamp_min(1)
     for layer, row in zip(layers, load, strict=True):

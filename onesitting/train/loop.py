@@ -36,7 +36,7 @@ from onesitting.train.parts import StepParts
 from onesitting.train.prefetch import Prefetch
 from onesitting.train.signals import Interrupted, StopSignals
 from onesitting.train.stage import Stage
-from onesitting.train.state import FitResult, LoopState, means, step_seed
+from onesitting.train.state import FitResult, LoopState, host_values, means, step_seed
 from onesitting.train.tensorboard import open_tensorboard
 from onesitting.train.usage import peak_memory_bytes
 
@@ -155,8 +155,10 @@ class Loop:
                 self.scaler.unscale(self.optimizer)
             norm = self.optimizer.clip(self.cfg.optim.clip_norm)
             lr_factor = self.target.lr_factor(state.step)
-            loss = float(sums["loss"]) / n_units if n_units else 0.0
-            finite = math.isfinite(loss) and math.isfinite(float(norm))
+            # The only wait for the device in a step, with nothing of the update asked for yet.
+            totals = host_values({**sums, "norm": norm})
+            norm, loss = totals.pop("norm"), totals["loss"] / n_units if n_units else 0.0
+            finite = math.isfinite(loss) and math.isfinite(norm)
             applied = finite and n_units > 0
             if applied:
                 self.optimizer.step(lr_factor * state.lr_scale)
@@ -171,13 +173,13 @@ class Loop:
             "progress": self.target.progress(state.step, state.elapsed_s),
             "loss": loss if finite else None,
             "lr_factor": lr_factor * state.lr_scale,
-            "grad_norm": float(norm) if finite else None,
+            "grad_norm": norm if finite else None,
             "row_length": row_length,
             "n_units": n_units,
             "step_s": round(seconds, 5),
             "tokens_per_s": round(n_tokens / seconds, 1),
             **({"skipped": True} if not applied else {}),
-            **(means(sums, n_units) | routing),
+            **(means(totals, n_units) | routing),
         }
 
     def accumulate(self, batches: list[Any], n_units: int, n_tokens: int) -> dict[str, Tensor]:
