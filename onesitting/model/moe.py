@@ -69,6 +69,11 @@ def grouped_product(rows: Tensor, weights: Tensor, ends: Tensor) -> Tensor:
     weights = weights.to(rows.dtype)
     if _has_grouped(rows, weights):
         return F.grouped_mm(rows, weights.mT, offs=ends.to(torch.int32))
+    return _products(rows, weights, ends)
+
+
+@torch.compiler.disable  # each set of sizes would be a graph of its own
+def _products(rows: Tensor, weights: Tensor, ends: Tensor) -> Tensor:
     sizes = ends.diff(prepend=ends.new_zeros(1)).tolist()
     return torch.cat(
         [part @ weight.t() for part, weight in zip(rows.split(sizes), weights.unbind(), strict=True)]

@@ -12,6 +12,7 @@ rotations are float32 whatever the dtype.
 """
 
 import math
+from collections.abc import Callable
 from typing import TYPE_CHECKING, NamedTuple
 
 import torch
@@ -22,7 +23,7 @@ from onesitting.config import ModelConfig
 from onesitting.errors import UserError
 from onesitting.model.kernels import attention, rms_norm, rotate
 from onesitting.model.linear import Linear
-from onesitting.model.logprobs import cross_entropy_sum
+from onesitting.model.logprobs import LossChunk, cross_entropy_sum, masked_chunk
 from onesitting.model.moe import MoE
 from onesitting.model.rope import resolved, rope_tables
 from onesitting.model.wiring import can_wire, wire_lookup
@@ -149,6 +150,8 @@ class Context(NamedTuple):
     """(B, 1, T, S) to add to attention scores; None: causal attention within the row."""
     cache: "KVCache | None"
     """Keys and values of earlier tokens."""
+    run: "Callable[[Block, Tensor, int, Context], Tensor]"
+    """What a block does: `Block.compute`, or that compiled."""
 
 
 class Block(nn.Module):
@@ -163,8 +166,28 @@ class Block(nn.Module):
 
     def forward(self, x: Tensor, layer: int, context: Context) -> Tensor:
         """(B, T, d_model) -> (B, T, d_model)."""
+        return context.run(self, x, layer, context)
+
+    def compute(self, x: Tensor, layer: int, context: Context) -> Tensor:
+        """What `forward` gives; apart from it, so that hooks (FSDP's) stay outside of what is compiled."""
         x = x + self.self_attn(self.input_layernorm(x), layer, context)
         return x + self.mlp(self.post_attention_layernorm(x))
+
+
+def apply_norm(norm: RMSNorm | LayerNorm, x: Tensor) -> Tensor:
+    """(..., width) normed."""
+    return norm(x)
+
+
+class Parts(NamedTuple):
+    """What a forward pass is made of, each part a function that can be compiled: one graph serves all blocks."""
+
+    block: Callable[[Block, Tensor, int, Context], Tensor] = Block.compute
+    norm: Callable[[RMSNorm | LayerNorm, Tensor], Tensor] = apply_norm
+    loss_chunk: LossChunk = masked_chunk
+
+
+PLAIN = Parts()
 
 
 class Trunk(nn.Module):
@@ -204,6 +227,8 @@ class Transformer(nn.Module):
         """(folder, SHA-256) of the weights under adapters (lora.py): checkpoints refer to them."""
         self.packed_head: nn.Module | None = None
         """The output matrix of a copy for decoding (packed.py)."""
+        self.training_parts = PLAIN
+        """What passes that keep gradients are made of; all others are plain, as each of their shapes comes seldom."""
         self.row_multiple = 16
         """A row of a matrix product has the same bits in any company, if their number is a multiple of this."""
         if seed is not None:
@@ -218,6 +243,11 @@ class Transformer(nn.Module):
     def device(self) -> torch.device:
         """Where the weights are."""
         return self.model.embed_tokens.weight.device
+
+    @property
+    def parts(self) -> Parts:
+        """What the next pass is made of."""
+        return self.training_parts if torch.is_grad_enabled() else PLAIN
 
     def forward(
         self,
@@ -234,7 +264,8 @@ class Transformer(nn.Module):
         """
         x = self.hidden(tokens, doc_ids=doc_ids, positions=positions)
         if targets is not None:
-            return cross_entropy_sum(x.flatten(0, 1), self.output_weight, targets.flatten())
+            chunk = self.parts.loss_chunk
+            return cross_entropy_sum(x.flatten(0, 1), self.output_weight, targets.flatten(), chunk)
         return self.logits(x)
 
     def logits(self, hidden: Tensor) -> Tensor:
@@ -273,10 +304,11 @@ class Transformer(nn.Module):
             x = x + self.model.embed_positions(positions)
         else:
             rope = rope_tables(positions, self.cfg, dtype)
-        x, context = x.to(dtype), Context(rope, bias, cache)
+        parts = self.parts if cache is None else PLAIN
+        x, context = x.to(dtype), Context(rope, bias, cache, parts.block)
         for layer, block in enumerate(self.model.layers):
             x = block(x, layer, context)
-        return self.model.norm(x)
+        return parts.norm(self.model.norm, x)
 
     @torch.no_grad()
     def init_weights(self, seed: int) -> None:

@@ -5,17 +5,18 @@ so that tests can play machines that are not there; each choice comes with its r
 """
 
 import ctypes
+from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from importlib import import_module
 from typing import Any, Protocol
 
 import torch
-from torch import nn
 
 from onesitting.config import DeviceConfig, ModelConfig
 from onesitting.errors import UserError
 from onesitting.model.flops import n_mlps
+from onesitting.model.transformer import PLAIN, Parts, Transformer
 from onesitting.train.hardware import Hardware, detect
 from onesitting.train.scaler import LossScaler
 
@@ -26,6 +27,8 @@ ACTIVATION_SHARE = {"cpu": 0.25, "gpu": 0.6}
 """Share of memory that activations may fill; on a CPU the rest belongs to other programs too."""
 CPU_ACTIVATION_BYTES = 1.5e9
 """Most bytes of activations on a CPU, whatever the memory: the demo promises 3 GB for everything."""
+Compiler = str | Callable[[Any, Any], Any]
+"""What `torch.compile` takes as its backend."""
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
 """Parameters of mallopt(3), from glibc's malloc.h."""
 
@@ -290,20 +293,23 @@ def has_fast_bfloat16(device: torch.device) -> bool:
 # ---- what acts on the plan ---------------------------------------------------------------------------------
 
 
-def compile_model(model: nn.Module, plan: DevicePlan) -> str:
-    """Compile the model's forward in place where the plan says so; returns why not, or an empty string.
+def compile_model(model: Transformer, plan: DevicePlan, backend: Compiler = "inductor") -> str:
+    """Compile the parts of the model's training passes where the plan says so; returns why not, or an empty string.
 
+    One graph serves all blocks, one the last norm and one the loss; what keeps no gradients, validation and sampling,
+    runs uncompiled, as its shapes come once or twice and compiling them would take longer than they do.
     A small function is compiled first: where that fails, or later a part of the model does, it runs eagerly.
     Parameter names stay as they are.
     """
     if not plan.compile:
         return plan.compile_reason
     try:
-        probe = torch.compile(lambda x: x.sin() + 1)
+        probe = torch.compile(lambda x: x.sin() + 1, backend=backend)
         probe(torch.zeros(8, device=plan.torch_device))
     except Exception as failure:  # whatever a compiler tool chain can raise; eager training works without it
         return f"torch.compile failed here: {str(failure).strip().splitlines()[0][:200]}"
     dynamo: Any = import_module("torch._dynamo.config")
     dynamo.suppress_errors = True  # a part that cannot be compiled runs eagerly
-    model.compile(dynamic=False)
+    compiled: list[Any] = [torch.compile(part, dynamic=False, backend=backend) for part in PLAIN]
+    model.training_parts = Parts(*compiled)
     return ""

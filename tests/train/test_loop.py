@@ -105,14 +105,14 @@ def train(
 
 
 def make_loop(
-    tmp_path: Path, stage: Any = None, cfg: RunConfig | None = None, model: Any = None
+    tmp_path: Path, stage: Any = None, cfg: RunConfig | None = None, plan: DevicePlan | None = None
 ) -> loop.Loop:
     """The loop itself, for tests that take its steps one by one."""
     cfg = cfg or config()
     target = StepTarget(cfg.pretrain, tokens=cfg.pretrain.tokens, row_length=ROW, n_rows=N_ROWS)
     return loop.Loop(
-        stage or CountingStage(), model or Transformer(SHAPE, seed=3), FitSettings(target=target), cfg,
-        RunFolder(tmp_path).stage("pretrain"), plan_device(cfg.device, detect()), distributed.Ranks(), None,
+        stage or CountingStage(), Transformer(SHAPE, seed=3).train(), FitSettings(target=target), cfg,
+        RunFolder(tmp_path).stage("pretrain"), plan or plan_device(cfg.device, detect()), distributed.Ranks(), None,
     )  # fmt: skip
 
 
