@@ -69,7 +69,7 @@ def grouped_product(rows: Tensor, weights: Tensor, ends: Tensor) -> Tensor:
     weights = weights.to(rows.dtype)
     if _has_grouped(rows, weights):
         return F.grouped_mm(rows, weights.mT, offs=ends.to(torch.int32))
-    return _products(rows, weights, ends)
+    return _products(rows, weights, ends)  # pyright: ignore[reportCallIssue]
 
 
 @torch.compiler.disable  # each set of sizes would be a graph of its own

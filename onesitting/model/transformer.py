@@ -7,12 +7,14 @@ MLP's hidden layer, V vocabulary, d_model width of the residual stream.
 
 Precision. Parameters are float32 while training. A forward pass runs in the dtype that `torch.autocast` names
 (float32 without it): `hidden` reads that dtype once and each layer casts its own weight to the dtype of its
-input, so a weight is cast once a forward pass and an activation never twice. Sums inside norms, softmax and
-rotations are float32 whatever the dtype.
+input, so a weight is cast once a forward pass and an activation never twice. Autocast is off within, as it has
+rules of its own: on CUDA, from PyTorch 2.12 on, its norms give float32. Sums inside norms, softmax and rotations
+are float32 whatever the dtype.
 """
 
 import math
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, NamedTuple
 
 import torch
@@ -264,8 +266,9 @@ class Transformer(nn.Module):
         """
         x = self.hidden(tokens, doc_ids=doc_ids, positions=positions)
         if targets is not None:
-            chunk = self.parts.loss_chunk
-            return cross_entropy_sum(x.flatten(0, 1), self.output_weight, targets.flatten(), chunk)
+            weight = self.output_weight
+            with without_autocast(x.device):
+                return cross_entropy_sum(x.flatten(0, 1), weight, targets.flatten(), self.parts.loss_chunk)
         return self.logits(x)
 
     def logits(self, hidden: Tensor) -> Tensor:
@@ -306,9 +309,10 @@ class Transformer(nn.Module):
             rope = rope_tables(positions, self.cfg, dtype)
         parts = self.parts if cache is None else PLAIN
         x, context = x.to(dtype), Context(rope, bias, cache, parts.block)
-        for layer, block in enumerate(self.model.layers):
-            x = block(x, layer, context)
-        return parts.norm(self.model.norm, x)
+        with without_autocast(x.device):
+            for layer, block in enumerate(self.model.layers):
+                x = block(x, layer, context)
+            return parts.norm(self.model.norm, x)
 
     @torch.no_grad()
     def init_weights(self, seed: int) -> None:
@@ -341,6 +345,13 @@ def compute_dtype(x: Tensor) -> torch.dtype:
     """The dtype of this forward pass: autocast's where it is on, else that of the weights."""
     kind = x.device.type
     return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x.dtype
+
+
+def without_autocast(device: torch.device) -> AbstractContextManager[object]:
+    """Context in which operations run in the dtype of what they are given."""
+    if not torch.is_autocast_enabled(device.type):
+        return nullcontext()
+    return torch.autocast(device.type, enabled=False)
 
 
 def check_shape(cfg: ModelConfig) -> None:
