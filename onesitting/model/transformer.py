@@ -23,7 +23,8 @@ from torch import Tensor, nn
 
 from onesitting.config import ModelConfig
 from onesitting.errors import UserError
-from onesitting.model.kernels import attention, rms_norm, rotate
+from onesitting.model.documents import document_bias, document_blocks, document_positions
+from onesitting.model.kernels import Route, attention, fits_flex, rms_norm, rotate, route_on
 from onesitting.model.linear import Linear
 from onesitting.model.logprobs import LossChunk, cross_entropy_sum, masked_chunk
 from onesitting.model.moe import MoE
@@ -31,6 +32,8 @@ from onesitting.model.rope import resolved, rope_tables
 from onesitting.model.wiring import can_wire, wire_lookup
 
 if TYPE_CHECKING:
+    from torch.nn.attention.flex_attention import BlockMask
+
     from onesitting.model.kv_cache import KVCache
 
 
@@ -69,24 +72,6 @@ def make_norm(cfg: ModelConfig) -> RMSNorm | LayerNorm:
     return LayerNorm(cfg.d_model, cfg.norm_eps, cfg.bias)
 
 
-SHARED = -2
-"""Number of the "document" that all documents behind it in its row see: a prompt before several replies."""
-
-
-def document_positions(doc_ids: Tensor) -> Tensor:
-    """(B, T) int64 positions that restart at 0 with each document of a row; doc_ids (B, T) integers."""
-    index = torch.arange(doc_ids.shape[1], device=doc_ids.device).expand(doc_ids.shape)
-    is_start = F.pad(doc_ids[:, 1:] != doc_ids[:, :-1], (1, 0), value=True)
-    return index - torch.where(is_start, index, 0).cummax(dim=1).values
-
-
-def document_bias(doc_ids: Tensor, dtype: torch.dtype) -> Tensor:
-    """(B, 1, T, T), 0 where a query (row) may see a key (column): same document or SHARED, not later; else -inf."""
-    same = doc_ids[:, :, None] == doc_ids[:, None, :]
-    visible = same.logical_or_((doc_ids == SHARED)[:, None, :]).tril_()
-    return torch.zeros_like(visible, dtype=dtype).masked_fill_(~visible, -torch.inf)[:, None]
-
-
 class Attention(nn.Module):
     """Causal self-attention with grouped queries (Ainslie et al. 2023, arXiv:2305.13245)."""
 
@@ -112,7 +97,7 @@ class Attention(nn.Module):
         if context.rope is not None:
             q, k = rotate(q, *context.rope), rotate(k, *context.rope)
         if context.cache is None:
-            return self.o_proj(attention(q, k, v, context.bias))
+            return self.o_proj(attention(q, k, v, context.mask, context.route))
         return self.o_proj(context.cache.attend(layer, q, k, v))
 
 
@@ -148,8 +133,10 @@ class Context(NamedTuple):
 
     rope: tuple[Tensor, Tensor] | None
     """Rotation tables of the tokens' positions; None where positions are learned."""
-    bias: Tensor | None
-    """(B, 1, T, S) to add to attention scores; None: causal attention within the row."""
+    mask: "Tensor | BlockMask | None"
+    """(B, 1, T, T) to add to attention scores, or the same for FlexAttention; None: causal attention within the row."""
+    route: Route
+    """How attention is computed."""
     cache: "KVCache | None"
     """Keys and values of earlier tokens."""
     run: "Callable[[Block, Tensor, int, Context], Tensor]"
@@ -295,20 +282,23 @@ class Transformer(nn.Module):
         """
         x = self.model.embed_tokens(tokens)  # (B, T, d_model)
         dtype = compute_dtype(x)
-        rope = bias = None
+        rope = mask = None
+        parts = self.parts if cache is None else PLAIN
+        fits = parts is not PLAIN and fits_flex(tokens.shape[-1], self.cfg.head_dim)
+        gqa = self.cfg.n_kv_heads != self.cfg.n_heads
+        route = route_on(x.device, dtype, masked=doc_ids is not None, gqa=gqa, compiled=fits)
         if cache is not None:
             positions = cache.positions
         elif doc_ids is not None:
             positions = document_positions(doc_ids) if positions is None else positions
-            bias = document_bias(doc_ids, dtype)
+            mask = document_blocks(doc_ids) if route == "flex" else document_bias(doc_ids, dtype)
         elif positions is None:
             positions = torch.arange(tokens.shape[1], device=tokens.device)[None]
         if self.model.embed_positions is not None:
             x = x + self.model.embed_positions(positions)
         else:
             rope = rope_tables(positions, self.cfg, dtype)
-        parts = self.parts if cache is None else PLAIN
-        x, context = x.to(dtype), Context(rope, bias, cache, parts.block)
+        x, context = x.to(dtype), Context(rope, mask, route, cache, parts.block)
         with without_autocast(x.device):
             for layer, block in enumerate(self.model.layers):
                 x = block(x, layer, context)

@@ -16,6 +16,7 @@ import torch
 from onesitting.config import DeviceConfig, ModelConfig
 from onesitting.errors import UserError
 from onesitting.model.flops import n_mlps
+from onesitting.model.kernels import attention_route
 from onesitting.model.transformer import PLAIN, Parts, Transformer
 from onesitting.train.hardware import Hardware, detect
 from onesitting.train.scaler import LossScaler
@@ -56,7 +57,7 @@ class DevicePlan:
     compile: bool
     compile_reason: str
     isolates_documents: bool
-    """Whether hiding documents in a row from each other costs little here."""
+    """Whether hiding documents in a row from each other is worth its price here."""
     threads: int
     micro_batch_tokens: int
     """Most tokens in one forward pass."""
@@ -90,7 +91,9 @@ class DevicePlan:
 
     def for_model(self, model: ModelConfig) -> "DevicePlan":
         """The same plan with a micro-batch whose activations fit the memory."""
-        fits = int(self.memory_bytes / activation_bytes_per_token(model, 4 if self.dtype == "float32" else 2))
+        element_bytes = 4 if self.dtype == "float32" else 2
+        on_gpu = self.device != "cpu"
+        fits = int(self.memory_bytes / activation_bytes_per_token(model, element_bytes, on_gpu=on_gpu))
         return replace(self, micro_batch_tokens=max(1, min(self.micro_batch_tokens, fits)))
 
     def micro_batch_rows(self, row_length: int, given: int = 0) -> int:
@@ -130,17 +133,21 @@ def keep_freed_memory() -> bool:
     return is_set and bool(mallopt(M_TRIM_THRESHOLD, 2**31 - 1))
 
 
-def activation_bytes_per_token(model: ModelConfig, element_bytes: int) -> float:
+def activation_bytes_per_token(model: ModelConfig, element_bytes: int, *, on_gpu: bool = False) -> float:
     """Upper estimate of what one token keeps for the backward pass, in bytes.
 
     Per block: residual stream and norms (8 d_model), queries, keys, values and attention output (4 head widths), and
     the MLP's three or four hidden vectors, for each expert of the token; then one float32 row of logits with its
-    gradient. A document mask is not counted.
+    gradient. On a GPU also what `attention_route` may need: keys and values repeated for each query head, and one
+    document mask for all blocks, a row of the context's length with the two of booleans that it is made from. On a
+    CPU the mask is not counted, nor the probabilities that its short rows keep.
     """
     heads = (2 * model.n_heads + 2 * model.n_kv_heads) * model.head_dim
+    heads += 2 * (model.n_heads - model.n_kv_heads) * model.head_dim if on_gpu else 0
     per_block = 8 * model.d_model + 2 * heads + 4 * n_mlps(model) * model.d_ff
     per_block += 2 * model.n_active_experts * model.d_model if model.n_experts else 0
-    return model.n_layers * per_block * element_bytes + 2 * 4 * model.vocab_size + 16 * model.d_model
+    mask = (element_bytes + 2) * model.context_length if on_gpu else 0
+    return model.n_layers * per_block * element_bytes + 2 * 4 * model.vocab_size + 16 * model.d_model + mask
 
 
 # ---- decisions ---------------------------------------------------------------------------------------------
@@ -163,9 +170,6 @@ def plan_device(cfg: DeviceConfig, hardware: Hardware, place: Place | None = Non
         memory = min(CPU_ACTIVATION_BYTES, ACTIVATION_SHARE["cpu"] * hardware.ram_bytes) / local_world
     else:
         memory = ACTIVATION_SHARE["gpu"] * (hardware.memory_bytes or hardware.ram_bytes)
-    isolation = (
-        "cheap: attention is a small part of a step" if gpu else "slow: plain causal attention is faster"
-    )
     return DevicePlan(
         device=device,
         name=hardware.cpu_name if kind == "cpu" else hardware.name,
@@ -180,9 +184,19 @@ def plan_device(cfg: DeviceConfig, hardware: Hardware, place: Place | None = Non
         reasons=(
             f"dtype {dtype}: {dtype_reason}",
             f"{'compiled' if use_compile else 'not compiled'}: {compile_reason}",
-            f"a document mask is {isolation}",
+            f"a document mask is {_mask_price(kind, hardware, dtype, use_compile)}",
         ),
     )
+
+
+def _mask_price(kind: str, hardware: Hardware, dtype: str, compiled: bool) -> str:
+    """What hiding documents from each other costs here."""
+    if kind not in ("cuda", "rocm", "xpu"):
+        return "slow: plain causal attention is faster"
+    capability = hardware.capability if dtype != "float32" else (0, 0)
+    if attention_route(kind, capability, masked=True, gqa=True, compiled=compiled) == "flex":
+        return "cheap: attention skips what is hidden (FlexAttention)"
+    return "affordable: attention computes what is hidden too, without keeping it"
 
 
 def pick_kind(asked: str, hardware: Hardware) -> str:

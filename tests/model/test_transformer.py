@@ -13,7 +13,8 @@ from torch import Tensor
 from onesitting.config import ModelConfig
 from onesitting.errors import UserError
 from onesitting.model import transformer
-from onesitting.model.transformer import Transformer, document_positions
+from onesitting.model.documents import document_positions
+from onesitting.model.transformer import Transformer
 
 BASE = ModelConfig(
     n_layers=2, d_model=32, n_heads=4, n_kv_heads=2, head_dim=8, d_ff=48, vocab_size=53, context_length=96

@@ -8,12 +8,12 @@ from typing import Any
 
 import pytest
 import torch
-from test_loop import CountingStage, config, make_loop
+from test_loop import SHAPE, CountingStage, config, make_loop
 
 from onesitting.data.examples import Batch
 from onesitting.inference.generate import generate
 from onesitting.inference.sampling import Sampling
-from onesitting.model import logprobs
+from onesitting.model import logprobs, transformer
 from onesitting.model.transformer import Transformer
 from onesitting.stages.next_token import next_token_loss
 from onesitting.train import loop
@@ -91,3 +91,26 @@ def test_compiled_steps_are_the_plain_ones(tmp_path: Path, graphs: Graphs) -> No
         one.prefetch.close()
     assert graphs.n > 1
     assert found["compiled"] == pytest.approx(found["plain"], rel=3e-3)
+
+
+def test_a_new_mask_of_documents_is_no_new_graph(monkeypatch: pytest.MonkeyPatch) -> None:
+    torch._dynamo.reset()
+    graphs = Graphs()
+    monkeypatch.setattr(transformer, "route_on", lambda *_, compiled, **__: "flex" if compiled else "blocked")
+    shape = replace(SHAPE, context_length=256)
+    model = Transformer(shape, seed=3)
+    assert compile_model(model, compiled_plan(config()), backend=graphs) == ""
+    monkeypatch.setattr(
+        Transformer, "parts", model.training_parts
+    )  # FlexAttention has no gradients on a processor
+    tokens, first = torch.randint(0, 64, (2, 256)), 0
+    for seed in range(3):
+        doc_ids = (torch.arange(256) // (40 + 7 * seed)).int().expand(2, -1)
+        with torch.no_grad():
+            found = model.hidden(tokens, doc_ids=doc_ids)
+            first = first or graphs.n
+            with monkeypatch.context() as plain:
+                plain.setattr(Transformer, "parts", transformer.PLAIN)
+                expected = model.hidden(tokens, doc_ids=doc_ids)
+        torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-4)
+    assert graphs.n == first
