@@ -5,10 +5,8 @@ so that tests can play machines that are not there; each choice comes with its r
 """
 
 import ctypes
-from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
-from importlib import import_module
 from typing import Any, Protocol
 
 import torch
@@ -18,6 +16,7 @@ from onesitting.errors import UserError
 from onesitting.model.flops import n_mlps
 from onesitting.model.kernels import attention_route
 from onesitting.model.transformer import PLAIN, Parts, Transformer
+from onesitting.train.compiler import Compiled, Compiler, first_line
 from onesitting.train.hardware import Hardware, detect
 from onesitting.train.scaler import LossScaler
 
@@ -28,8 +27,6 @@ ACTIVATION_SHARE = {"cpu": 0.25, "gpu": 0.6}
 """Share of memory that activations may fill; on a CPU the rest belongs to other programs too."""
 CPU_ACTIVATION_BYTES = 1.5e9
 """Most bytes of activations on a CPU, whatever the memory: the demo promises 3 GB for everything."""
-Compiler = str | Callable[[Any, Any], Any]
-"""What `torch.compile` takes as its backend."""
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
 """Parameters of mallopt(3), from glibc's malloc.h."""
 
@@ -321,9 +318,7 @@ def compile_model(model: Transformer, plan: DevicePlan, backend: Compiler = "ind
         probe = torch.compile(lambda x: x.sin() + 1, backend=backend)
         probe(torch.zeros(8, device=plan.torch_device))
     except Exception as failure:  # whatever a compiler tool chain can raise; eager training works without it
-        return f"torch.compile failed here: {str(failure).strip().splitlines()[0][:200]}"
-    dynamo: Any = import_module("torch._dynamo.config")
-    dynamo.suppress_errors = True  # a part that cannot be compiled runs eagerly
-    compiled: list[Any] = [torch.compile(part, dynamic=False, backend=backend) for part in PLAIN]
+        return f"torch.compile failed here: {first_line(failure)}"
+    compiled: list[Any] = [Compiled(part, backend) for part in PLAIN]
     model.training_parts = Parts(*compiled)
     return ""

@@ -8,16 +8,21 @@ from typing import Any
 
 import pytest
 import torch
-from test_loop import SHAPE, CountingStage, config, make_loop
+from test_loop import N_ROWS, ROW, SHAPE, CountingStage, config, make_loop
 
 from onesitting.data.examples import Batch
 from onesitting.inference.generate import generate
 from onesitting.inference.sampling import Sampling
 from onesitting.model import logprobs, transformer
+from onesitting.model.kernels import rms_norm
 from onesitting.model.transformer import Transformer
+from onesitting.runlog import RunFolder
 from onesitting.stages.next_token import next_token_loss
 from onesitting.train import loop
+from onesitting.train.budget import StepTarget
 from onesitting.train.device import DevicePlan, compile_model, detect, plan_device
+from onesitting.train.distributed import Ranks
+from onesitting.train.state import FitResult
 
 
 class Graphs:
@@ -114,3 +119,49 @@ def test_a_new_mask_of_documents_is_no_new_graph(monkeypatch: pytest.MonkeyPatch
                 expected = model.hidden(tokens, doc_ids=doc_ids)
         torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-4)
     assert graphs.n == first
+
+
+def fit_compiled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, backend: Any) -> FitResult:
+    """Two steps with a backend in the compiler's place."""
+    torch._dynamo.reset()
+    monkeypatch.setattr(loop, "compile_model", partial(compile_model, backend=backend))
+    cfg = config(n_steps=2)
+    target = StepTarget(cfg.pretrain, tokens=cfg.pretrain.tokens, row_length=ROW, n_rows=N_ROWS)
+    return loop.fit(
+        FineTuning(), Transformer(SHAPE, seed=3), loop.FitSettings(target=target), cfg=cfg,
+        folder=RunFolder(tmp_path).stage("pretrain"), plan=compiled_plan(cfg), ranks=Ranks(),
+    )  # fmt: skip
+
+
+def test_a_compiler_that_fails_later_is_reported_and_the_run_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def breaks(graph: Any, inputs: Any) -> Any:
+        if len(inputs) > 1:  # the probe has one
+            raise RuntimeError("no kernel")
+        return graph.forward
+
+    result = fit_compiled(tmp_path, monkeypatch, breaks)
+    assert not result.compiled
+    assert result.steps == 2
+    assert "torch.compile failed, training goes on without" in capsys.readouterr().out
+
+
+def test_a_cut_graph_is_reported_and_still_compiled(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def cut(x: Any, weight: Any, eps: float) -> Any:
+        torch._dynamo.graph_break()
+        return rms_norm(x, weight, eps)
+
+    monkeypatch.setattr(transformer, "rms_norm", cut)
+    result = fit_compiled(tmp_path, monkeypatch, Graphs())
+    assert result.compiled
+    assert "cut its graphs" in capsys.readouterr().out
+
+
+def test_a_compiler_that_does_its_work_is_silent(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert fit_compiled(tmp_path, monkeypatch, Graphs()).compiled
+    assert "compile" not in capsys.readouterr().out
