@@ -20,6 +20,8 @@ from typing import Any
 import torch
 
 from onesitting.config import DeviceConfig, ModelConfig
+from onesitting.model.documents import SHARED, document_bias, document_blocks
+from onesitting.model.kernels import attention, attention_route
 from onesitting.model.transformer import Transformer
 from onesitting.train.device import compile_model, plan_device
 from onesitting.train.hardware import detect
@@ -48,6 +50,7 @@ def main() -> int:
         for title, check in (
             ("device policy", lambda: check_policy(options.device)),
             ("dtype and compilation", lambda: check_compile(options.device)),
+            ("isolated attention", lambda: check_isolation(options.device)),
             ("training and resuming", lambda: check_training(options.device, scratch)),
         ):
             record["checks"][title] = outcome(title, check)
@@ -138,6 +141,35 @@ def check_compile(device: str) -> dict[str, Any]:
     ):
         raise AssertionError(f"compiled and eager differ: {found}")
     return {"dtype": plan.dtype, **found}
+
+
+def check_isolation(device: str) -> dict[str, Any]:
+    """Attention that hides documents from each other has the values and gradients of the whole mask in float32."""
+    plan = plan_device(DeviceConfig(device=device), detect())
+    place = plan.torch_device
+    doc_ids = (torch.arange(512, device=place) // 150).int().expand(2, -1).clone()
+    doc_ids[1, :150] = SHARED
+    generator = torch.Generator().manual_seed(0)
+    exact = [torch.randn(2, 512, heads, 64, generator=generator).to(place) for heads in (4, 2, 2)]
+    grad = torch.randn(2, 512, 256, generator=generator).to(place)
+    routes: dict[str, Callable[..., Any]] = {"sdpa_expanded": attention}
+    if attention_route(device, detect().capability, masked=True, gqa=True, compiled=True) == "flex":
+        routes["flex"] = torch.compile(attention, dynamic=False)
+
+    def result(function: Callable[..., Any], route: Any, dtype: torch.dtype) -> list[torch.Tensor]:
+        q, k, v = (x.to(dtype).requires_grad_() for x in exact)
+        mask = document_blocks(doc_ids) if route == "flex" else document_bias(doc_ids, dtype)
+        y = function(q, k, v, mask, route)
+        return [y.detach().float(), *(x.float() for x in torch.autograd.grad(y, (q, k, v), grad.to(dtype)))]
+
+    expected = result(attention, "sdpa_expanded", torch.float32)
+    found: dict[str, Any] = {}
+    for route, function in routes.items():
+        parts = zip(result(function, route, plan.torch_dtype), expected, strict=True)
+        found[route] = [float((ours - right).norm() / right.norm()) for ours, right in parts]
+        if not max(found[route]) < BENCH_ROUNDING:
+            raise AssertionError(f"{route}: values and gradients of q, k, v are off by {found[route]}")
+    return found
 
 
 def check_training(device: str, scratch: Path) -> dict[str, Any]:

@@ -9,17 +9,24 @@ Under torch.compile the plain formulas of norm and rotation are used: the compil
 Shapes: B batch, T time, H query heads, K key/value heads, G = H / K, D head width.
 """
 
-from typing import Any
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+if TYPE_CHECKING:
+    from torch.nn.attention.flex_attention import BlockMask
 
 QUERY_BLOCK = 64
 """Queries handled at once: a block skips the keys that come after it; smaller ones starve the matrix products."""
 
 LONGEST_BLOCKED = 1024
 """Longest row for attention that keeps its probabilities (B·H·T²/2 numbers a layer) for the backward pass."""
+
+
+FLEX_BLOCK = 128
+"""Queries, and keys, of a block of FlexAttention's masks."""
 
 
 def _hand_written(x: Tensor) -> bool:
@@ -91,22 +98,69 @@ class _Rotate(torch.autograd.Function):
         return torch.addcmul(grad * cos, _swap_halves(grad), sin, value=-1), None, None
 
 
-def attention(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None) -> Tensor:
+Route = Literal["blocked", "flex", "sdpa", "sdpa_expanded"]
+"""How attention is computed: the products of this file, FlexAttention, or PyTorch's choice of a kernel, for which
+sdpa_expanded first repeats the keys and values of grouped queries."""
+
+
+def attention_route(kind: str, capability: tuple[int, int], masked: bool, gqa: bool, compiled: bool) -> Route:
+    """The way on a device that keeps no (T, T) probabilities for the backward pass, or, on a CPU, the fastest.
+
+    kind: cpu, cuda, rocm, mps or xpu; capability: of a CUDA device. masked: documents of a row are hidden from each
+    other; gqa: a key head serves several query heads; compiled: the call is within what torch.compile compiles.
+    PyTorch's flash attention (CUDA 8.0 on) takes no mask, its memory-efficient kernel no grouped queries, and what
+    neither takes goes to one that keeps all probabilities in float32.
+    """
+    if kind == "cpu":
+        return "blocked"
+    has_flash = kind == "cuda" and capability >= (8, 0)
+    if masked and compiled and has_flash:
+        return "flex"
+    return "sdpa_expanded" if gqa and (masked or not has_flash) else "sdpa"
+
+
+def route_on(
+    device: torch.device, dtype: torch.dtype, *, masked: bool, gqa: bool, compiled: bool = False
+) -> Route:
+    """`attention_route` for tensors of a dtype on a device that is here."""
+    kind = "rocm" if device.type == "cuda" and torch.version.hip else device.type
+    # Flash attention takes 16 bits alone: with float32, a device is as one without it.
+    has_flash = kind == "cuda" and dtype in (torch.bfloat16, torch.float16)
+    capability = torch.cuda.get_device_capability(device) if has_flash else (0, 0)
+    return attention_route(kind, capability, masked, gqa, compiled)
+
+
+def fits_flex(length: int, width: int) -> bool:
+    """Whether rows and heads are of the sizes that FlexAttention has always taken: whole blocks, powers of two."""
+    return length % FLEX_BLOCK == 0 and width >= 16 and width & (width - 1) == 0
+
+
+def attention(
+    q: Tensor, k: Tensor, v: Tensor, mask: "Tensor | BlockMask | None", route: Route | None = None
+) -> Tensor:
     """Softmax attention (B, T, H·D) over the tokens of each row themselves, causal.
 
     q: (B, T, H, D); k, v: (B, T, K, D), query head h reading key head h // (H / K).
-    bias: (B, 1, T, T) in q's dtype, 0 where a query may see a key and -inf elsewhere; None: everything before it.
+    mask: (B, 1, T, T) in q's dtype, 0 where a query may see a key and -inf elsewhere; a BlockMask if the route is
+    flex; None: everything before it. route: None: that of `route_on`.
     """
     B, T, H, D = q.shape
-    if q.device.type == "cpu" and T <= LONGEST_BLOCKED:
-        return _BlockedAttention.apply(q, k, v, bias).view(B, T, H * D)  # pyright: ignore
+    gqa = k.shape[2] != H
+    if route is None:
+        route = route_on(q.device, q.dtype, masked=mask is not None, gqa=gqa)
+    if route == "blocked" and T <= LONGEST_BLOCKED:
+        return _BlockedAttention.apply(q, k, v, mask).view(B, T, H * D)  # pyright: ignore
+    q, k, v = (x.transpose(1, 2) for x in (q, k, v))
+    if route == "flex":
+        from torch.nn.attention.flex_attention import flex_attention
+
+        y = flex_attention(q, k, v, block_mask=cast(Any, mask), enable_gqa=gqa)
+        return cast(Tensor, y).transpose(1, 2).reshape(B, T, H * D)  # pyright: ignore[reportUnnecessaryCast]
+    if route == "sdpa_expanded":
+        k, v = (x.repeat_interleave(H // x.shape[1], dim=1) for x in (k, v))
+    bias = cast("Tensor | None", mask)
     y = F.scaled_dot_product_attention(
-        q.transpose(1, 2),
-        k.transpose(1, 2),
-        v.transpose(1, 2),
-        attn_mask=bias,
-        is_causal=bias is None,
-        enable_gqa=k.shape[2] != H,
+        q, k, v, attn_mask=bias, is_causal=bias is None, enable_gqa=k.shape[1] != H
     )
     return y.transpose(1, 2).reshape(B, T, H * D)
 

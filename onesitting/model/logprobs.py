@@ -3,6 +3,7 @@
 Shapes: N tokens, C tokens of one chunk, d model width, V vocabulary. Targets equal to IGNORE take no part.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -24,16 +25,30 @@ DEVICE_CHUNK_LOGITS = 2**26
 """Logits held at once on other devices: 256 MB of float32, enough to keep one busy."""
 
 
-def cross_entropy_sum(hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
+LARGEST_FLOAT16 = 65_504.0
+
+
+def cross_entropy_sum(
+    hidden: Tensor, weight: Tensor, targets: Tensor, chunk: "LossChunk | None" = None
+) -> Tensor:
     """Sum of the cross-entropies in nats over the tokens that have a target; a float32 scalar.
 
     hidden: (N, d) in any dtype, which is also the dtype of the matrix products; weight: (V, d); targets: (N,).
+    chunk: a compiled `masked_chunk`, for devices other than a CPU.
     Exponentials and sums are float32. Without a single target the result is exactly 0, its gradients too.
     The gradient is computed chunk by chunk on the way forward, while a chunk's logits are at hand.
     """
-    if not torch.is_grad_enabled():  # the function below sees parameters, not whether a gradient is wanted
+    if not torch.is_grad_enabled():  # the functions below see parameters, not whether a gradient is wanted
         hidden, weight = hidden.detach(), weight.detach()
-    return _CrossEntropySum.apply(hidden, weight.to(hidden.dtype), targets)  # pyright: ignore
+    if _gathers(hidden):
+        return _CrossEntropySum.apply(hidden, weight.to(hidden.dtype), targets)  # pyright: ignore
+    return _MaskedCrossEntropySum.apply(hidden, weight, targets, chunk or masked_chunk)  # pyright: ignore
+
+
+def _gathers(hidden: Tensor) -> bool:
+    """Whether tokens without a target are left out: elsewhere their number is not known without a wait for the device,
+    and each number would be a shape of its own to compile."""
+    return hidden.device.type == "cpu" and not torch.compiler.is_compiling()
 
 
 class _CrossEntropySum(torch.autograd.Function):
@@ -83,6 +98,68 @@ def _chunked_loss(h: Tensor, weight: Tensor, target: Tensor, d_logits: Tensor | 
             minus = probs.new_full((len(probs), 1), -1.0)
             d_logits[chunk] = probs.scatter_add_(1, target[chunk], minus)
     return loss
+
+
+LossChunk = Callable[[Tensor, Tensor, Tensor, bool], tuple[Tensor, Tensor | None]]
+
+
+def masked_chunk(h: Tensor, weight: Tensor, targets: Tensor, wanted: bool) -> tuple[Tensor, Tensor | None]:
+    """Summed loss of tokens h (C, d) with targets (C,), and, if wanted, its gradient by the logits (C, V) in h's dtype.
+
+    Tokens without a target take part in the products and count nothing: all shapes are known beforehand.
+    """
+    keep, at = (targets != IGNORE)[:, None], targets.clamp_min(0)[:, None]  # (C, 1)
+    logits = F.linear(h, weight).float()  # (C, V)
+    log_z = logits.logsumexp(1, keepdim=True)
+    loss = torch.where(keep, log_z - logits.gather(1, at), 0.0).sum()
+    if not wanted:
+        return loss, None
+    probs = torch.where(keep, (logits - log_z).exp(), 0.0)
+    return loss, probs.scatter_add(1, at, torch.where(keep, -1.0, 0.0)).to(h.dtype)
+
+
+class _MaskedCrossEntropySum(torch.autograd.Function):
+    """The same sum where all tokens take part; the output matrix's gradient is float32 throughout."""
+
+    @staticmethod
+    def forward(ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor, chunk: LossChunk) -> Tensor:
+        need_hidden, need_weight = ctx.needs_input_grad[:2]
+        w = weight.to(hidden.dtype)
+        loss = torch.zeros((), dtype=torch.float32, device=hidden.device)
+        d_hidden = torch.empty_like(hidden) if need_hidden else None
+        d_weight = torch.zeros_like(weight, dtype=torch.float32) if need_weight else None
+        n = chunk_rows(weight)
+        for start in range(0, len(hidden), n):
+            h = hidden[start : start + n]
+            part, d_logits = chunk(h, w, targets[start : start + n], need_hidden or need_weight)
+            loss += part
+            if d_logits is not None and d_hidden is not None:
+                d_hidden[start : start + n] = d_logits @ w
+            if d_logits is not None and d_weight is not None:
+                d_weight += weight_gradient(d_logits, h)
+        ctx.save_for_backward(d_hidden, d_weight)
+        ctx.weight_dtype = weight.dtype
+        return loss
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, None, None]:  # pyright: ignore
+        d_hidden, d_weight = ctx.saved_tensors
+        d_hidden = None if d_hidden is None else (d_hidden * grad).to(d_hidden.dtype)
+        d_weight = None if d_weight is None else (d_weight * grad).to(ctx.weight_dtype)
+        return d_hidden, d_weight, None, None
+
+
+def weight_gradient(d_logits: Tensor, h: Tensor) -> Tensor:
+    """(V, d): d_logits (C, V) transposed times h (C, d); float32 where the inputs are float16.
+
+    No entry of d_logits is larger than 1, so a sum is at most C times the largest of h. In float16, which ends at
+    65,504, h is divided before by the power of two that makes this fit, and the product multiplied by it.
+    """
+    if h.dtype is not torch.float16:
+        return d_logits.t() @ h
+    excess = h.abs().amax().float() * (len(h) / LARGEST_FLOAT16)
+    scale = torch.exp2(excess.clamp_min(1.0).log2().ceil())
+    return (d_logits.t() @ (h / scale)).float() * scale
 
 
 def group_rows(weight: Tensor) -> int:

@@ -69,6 +69,11 @@ def grouped_product(rows: Tensor, weights: Tensor, ends: Tensor) -> Tensor:
     weights = weights.to(rows.dtype)
     if _has_grouped(rows, weights):
         return F.grouped_mm(rows, weights.mT, offs=ends.to(torch.int32))
+    return _products(rows, weights, ends)  # pyright: ignore[reportCallIssue]
+
+
+@torch.compiler.disable  # each set of sizes would be a graph of its own
+def _products(rows: Tensor, weights: Tensor, ends: Tensor) -> Tensor:
     sizes = ends.diff(prepend=ends.new_zeros(1)).tolist()
     return torch.cat(
         [part @ weight.t() for part, weight in zip(rows.split(sizes), weights.unbind(), strict=True)]
@@ -173,8 +178,11 @@ def update_routers(model: nn.Module, sum_counts: Callable[[list[int]], list[int]
     if not layers:
         return {}
     E = layers[0].gate.out_features
-    mine = [[0] * E if layer.counts is None else layer.counts.tolist() for layer in layers]
-    counts = sum_counts([count for row in mine for count in row])
+    zero = torch.zeros(E, dtype=torch.int64, device=layers[0].gate.weight.device)
+    mine = torch.cat([zero if layer.counts is None else layer.counts for layer in layers])
+    counts = sum_counts(
+        mine.tolist()
+    )  # read at once: reading each layer's would wait for the device each time
     load = torch.tensor(counts, dtype=torch.float32).view(len(layers), E)
     load /= load.sum(dim=1, keepdim=True).clamp_min(1)
     for layer, row in zip(layers, load, strict=True):

@@ -94,7 +94,7 @@ class PackedAttention(nn.Module):
         q, k = turned.split((self.n_heads, self.n_kv_heads), dim=2)
         v = qkv[:, :, -self.n_kv_heads :]
         if context.cache is None:
-            return self.o_proj(attention(q, k, v, context.bias))
+            return self.o_proj(attention(q, k, v, context.mask, context.route))
         return self.o_proj(context.cache.attend(layer, q, k, v))
 
 

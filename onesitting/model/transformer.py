@@ -7,11 +7,14 @@ MLP's hidden layer, V vocabulary, d_model width of the residual stream.
 
 Precision. Parameters are float32 while training. A forward pass runs in the dtype that `torch.autocast` names
 (float32 without it): `hidden` reads that dtype once and each layer casts its own weight to the dtype of its
-input, so a weight is cast once a forward pass and an activation never twice. Sums inside norms, softmax and
-rotations are float32 whatever the dtype.
+input, so a weight is cast once a forward pass and an activation never twice. Autocast is off within, as it has
+rules of its own: on CUDA, from PyTorch 2.12 on, its norms give float32. Sums inside norms, softmax and rotations
+are float32 whatever the dtype.
 """
 
 import math
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, NamedTuple
 
 import torch
@@ -20,14 +23,17 @@ from torch import Tensor, nn
 
 from onesitting.config import ModelConfig
 from onesitting.errors import UserError
-from onesitting.model.kernels import attention, rms_norm, rotate
+from onesitting.model.documents import document_bias, document_blocks, document_positions
+from onesitting.model.kernels import Route, attention, fits_flex, rms_norm, rotate, route_on
 from onesitting.model.linear import Linear
-from onesitting.model.logprobs import cross_entropy_sum
+from onesitting.model.logprobs import LossChunk, cross_entropy_sum, masked_chunk
 from onesitting.model.moe import MoE
 from onesitting.model.rope import resolved, rope_tables
 from onesitting.model.wiring import can_wire, wire_lookup
 
 if TYPE_CHECKING:
+    from torch.nn.attention.flex_attention import BlockMask
+
     from onesitting.model.kv_cache import KVCache
 
 
@@ -66,24 +72,6 @@ def make_norm(cfg: ModelConfig) -> RMSNorm | LayerNorm:
     return LayerNorm(cfg.d_model, cfg.norm_eps, cfg.bias)
 
 
-SHARED = -2
-"""Number of the "document" that all documents behind it in its row see: a prompt before several replies."""
-
-
-def document_positions(doc_ids: Tensor) -> Tensor:
-    """(B, T) int64 positions that restart at 0 with each document of a row; doc_ids (B, T) integers."""
-    index = torch.arange(doc_ids.shape[1], device=doc_ids.device).expand(doc_ids.shape)
-    is_start = F.pad(doc_ids[:, 1:] != doc_ids[:, :-1], (1, 0), value=True)
-    return index - torch.where(is_start, index, 0).cummax(dim=1).values
-
-
-def document_bias(doc_ids: Tensor, dtype: torch.dtype) -> Tensor:
-    """(B, 1, T, T), 0 where a query (row) may see a key (column): same document or SHARED, not later; else -inf."""
-    same = doc_ids[:, :, None] == doc_ids[:, None, :]
-    visible = same.logical_or_((doc_ids == SHARED)[:, None, :]).tril_()
-    return torch.zeros_like(visible, dtype=dtype).masked_fill_(~visible, -torch.inf)[:, None]
-
-
 class Attention(nn.Module):
     """Causal self-attention with grouped queries (Ainslie et al. 2023, arXiv:2305.13245)."""
 
@@ -109,7 +97,7 @@ class Attention(nn.Module):
         if context.rope is not None:
             q, k = rotate(q, *context.rope), rotate(k, *context.rope)
         if context.cache is None:
-            return self.o_proj(attention(q, k, v, context.bias))
+            return self.o_proj(attention(q, k, v, context.mask, context.route))
         return self.o_proj(context.cache.attend(layer, q, k, v))
 
 
@@ -145,10 +133,14 @@ class Context(NamedTuple):
 
     rope: tuple[Tensor, Tensor] | None
     """Rotation tables of the tokens' positions; None where positions are learned."""
-    bias: Tensor | None
-    """(B, 1, T, S) to add to attention scores; None: causal attention within the row."""
+    mask: "Tensor | BlockMask | None"
+    """(B, 1, T, T) to add to attention scores, or the same for FlexAttention; None: causal attention within the row."""
+    route: Route
+    """How attention is computed."""
     cache: "KVCache | None"
     """Keys and values of earlier tokens."""
+    run: "Callable[[Block, Tensor, int, Context], Tensor]"
+    """What a block does: `Block.compute`, or that compiled."""
 
 
 class Block(nn.Module):
@@ -163,8 +155,28 @@ class Block(nn.Module):
 
     def forward(self, x: Tensor, layer: int, context: Context) -> Tensor:
         """(B, T, d_model) -> (B, T, d_model)."""
+        return context.run(self, x, layer, context)
+
+    def compute(self, x: Tensor, layer: int, context: Context) -> Tensor:
+        """What `forward` gives; apart from it, so that hooks (FSDP's) stay outside of what is compiled."""
         x = x + self.self_attn(self.input_layernorm(x), layer, context)
         return x + self.mlp(self.post_attention_layernorm(x))
+
+
+def apply_norm(norm: RMSNorm | LayerNorm, x: Tensor) -> Tensor:
+    """(..., width) normed."""
+    return norm(x)
+
+
+class Parts(NamedTuple):
+    """What a forward pass is made of, each part a function that can be compiled: one graph serves all blocks."""
+
+    block: Callable[[Block, Tensor, int, Context], Tensor] = Block.compute
+    norm: Callable[[RMSNorm | LayerNorm, Tensor], Tensor] = apply_norm
+    loss_chunk: LossChunk = masked_chunk
+
+
+PLAIN = Parts()
 
 
 class Trunk(nn.Module):
@@ -204,6 +216,8 @@ class Transformer(nn.Module):
         """(folder, SHA-256) of the weights under adapters (lora.py): checkpoints refer to them."""
         self.packed_head: nn.Module | None = None
         """The output matrix of a copy for decoding (packed.py)."""
+        self.training_parts = PLAIN
+        """What passes that keep gradients are made of; all others are plain, as each of their shapes comes seldom."""
         self.row_multiple = 16
         """A row of a matrix product has the same bits in any company, if their number is a multiple of this."""
         if seed is not None:
@@ -218,6 +232,11 @@ class Transformer(nn.Module):
     def device(self) -> torch.device:
         """Where the weights are."""
         return self.model.embed_tokens.weight.device
+
+    @property
+    def parts(self) -> Parts:
+        """What the next pass is made of."""
+        return self.training_parts if torch.is_grad_enabled() else PLAIN
 
     def forward(
         self,
@@ -234,7 +253,9 @@ class Transformer(nn.Module):
         """
         x = self.hidden(tokens, doc_ids=doc_ids, positions=positions)
         if targets is not None:
-            return cross_entropy_sum(x.flatten(0, 1), self.output_weight, targets.flatten())
+            weight = self.output_weight
+            with without_autocast(x.device):
+                return cross_entropy_sum(x.flatten(0, 1), weight, targets.flatten(), self.parts.loss_chunk)
         return self.logits(x)
 
     def logits(self, hidden: Tensor) -> Tensor:
@@ -261,22 +282,27 @@ class Transformer(nn.Module):
         """
         x = self.model.embed_tokens(tokens)  # (B, T, d_model)
         dtype = compute_dtype(x)
-        rope = bias = None
+        rope = mask = None
+        parts = self.parts if cache is None else PLAIN
+        fits = parts is not PLAIN and fits_flex(tokens.shape[-1], self.cfg.head_dim)
+        gqa = self.cfg.n_kv_heads != self.cfg.n_heads
+        route = route_on(x.device, dtype, masked=doc_ids is not None, gqa=gqa, compiled=fits)
         if cache is not None:
             positions = cache.positions
         elif doc_ids is not None:
             positions = document_positions(doc_ids) if positions is None else positions
-            bias = document_bias(doc_ids, dtype)
+            mask = document_blocks(doc_ids) if route == "flex" else document_bias(doc_ids, dtype)
         elif positions is None:
             positions = torch.arange(tokens.shape[1], device=tokens.device)[None]
         if self.model.embed_positions is not None:
             x = x + self.model.embed_positions(positions)
         else:
             rope = rope_tables(positions, self.cfg, dtype)
-        x, context = x.to(dtype), Context(rope, bias, cache)
-        for layer, block in enumerate(self.model.layers):
-            x = block(x, layer, context)
-        return self.model.norm(x)
+        x, context = x.to(dtype), Context(rope, mask, route, cache, parts.block)
+        with without_autocast(x.device):
+            for layer, block in enumerate(self.model.layers):
+                x = block(x, layer, context)
+            return parts.norm(self.model.norm, x)
 
     @torch.no_grad()
     def init_weights(self, seed: int) -> None:
@@ -309,6 +335,13 @@ def compute_dtype(x: Tensor) -> torch.dtype:
     """The dtype of this forward pass: autocast's where it is on, else that of the weights."""
     kind = x.device.type
     return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x.dtype
+
+
+def without_autocast(device: torch.device) -> AbstractContextManager[object]:
+    """Context in which operations run in the dtype of what they are given."""
+    if not torch.is_autocast_enabled(device.type):
+        return nullcontext()
+    return torch.autocast(device.type, enabled=False)
 
 
 def check_shape(cfg: ModelConfig) -> None:

@@ -21,8 +21,9 @@ from torch import Tensor
 
 from onesitting.data.examples import IGNORED
 from onesitting.data.tokens import PADDING
+from onesitting.model.documents import SHARED
 from onesitting.model.logprobs import token_logprobs
-from onesitting.model.transformer import SHARED, Transformer
+from onesitting.model.transformer import Transformer
 from onesitting.stages.policy_loss import Aggregation, token_weights
 from onesitting.stages.rollout import Trajectory
 

@@ -267,7 +267,11 @@ class StepTarget:
     def pause(self, kind: str, seconds: float) -> None:
         """An `evaluation` or a `save` after the last step took this long; the same on every process."""
         state = self.state
-        state.pause_s.setdefault(kind, Mean()).add(seconds)
+        mean = state.pause_s.setdefault(kind, Mean())
+        if mean.n or mean.n_skipped:
+            mean.add(seconds)
+        else:  # it warms up: the next one takes its place
+            mean.value, mean.n_skipped = seconds, 1
         state.elapsed_s += seconds
         if kind == "evaluation" and state.n_steps:
             passed = state.step / state.n_steps / self.evaluate_every if self.evaluate_every else 0
@@ -318,9 +322,12 @@ class StepTarget:
         return timed[nearest].value * self.step_cost.get(length, 1.0) / self.step_cost.get(nearest, 1.0)
 
     def _evaluation_seconds(self) -> float:
-        """Of one validation: measured, else from its tokens."""
+        """Of one validation: measured, else from its tokens; the first one says it where only the last is left."""
         measured = self.state.pause_s.get("evaluation", Mean())
-        return measured.value if measured.n else self.evaluation_steps * self._step_seconds(self.full)
+        is_last = (self.state.n_evaluations + 1.5) * self.evaluate_every > 1
+        if measured.n or (measured.n_skipped and (is_last or not self.evaluation_steps)):
+            return measured.value
+        return self.evaluation_steps * self._step_seconds(self.full)
 
     def _evaluations_are_dear(self) -> bool:
         """Whether a time budget can afford no more than the last one."""

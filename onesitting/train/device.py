@@ -7,15 +7,16 @@ so that tests can play machines that are not there; each choice comes with its r
 import ctypes
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
-from importlib import import_module
 from typing import Any, Protocol
 
 import torch
-from torch import nn
 
 from onesitting.config import DeviceConfig, ModelConfig
 from onesitting.errors import UserError
 from onesitting.model.flops import n_mlps
+from onesitting.model.kernels import attention_route
+from onesitting.model.transformer import PLAIN, Parts, Transformer
+from onesitting.train.compiler import Compiled, Compiler, first_line
 from onesitting.train.hardware import Hardware, detect
 from onesitting.train.scaler import LossScaler
 
@@ -53,7 +54,7 @@ class DevicePlan:
     compile: bool
     compile_reason: str
     isolates_documents: bool
-    """Whether hiding documents in a row from each other costs little here."""
+    """Whether hiding documents in a row from each other is worth its price here."""
     threads: int
     micro_batch_tokens: int
     """Most tokens in one forward pass."""
@@ -87,7 +88,9 @@ class DevicePlan:
 
     def for_model(self, model: ModelConfig) -> "DevicePlan":
         """The same plan with a micro-batch whose activations fit the memory."""
-        fits = int(self.memory_bytes / activation_bytes_per_token(model, 4 if self.dtype == "float32" else 2))
+        element_bytes = 4 if self.dtype == "float32" else 2
+        on_gpu = self.device != "cpu"
+        fits = int(self.memory_bytes / activation_bytes_per_token(model, element_bytes, on_gpu=on_gpu))
         return replace(self, micro_batch_tokens=max(1, min(self.micro_batch_tokens, fits)))
 
     def micro_batch_rows(self, row_length: int, given: int = 0) -> int:
@@ -127,17 +130,21 @@ def keep_freed_memory() -> bool:
     return is_set and bool(mallopt(M_TRIM_THRESHOLD, 2**31 - 1))
 
 
-def activation_bytes_per_token(model: ModelConfig, element_bytes: int) -> float:
+def activation_bytes_per_token(model: ModelConfig, element_bytes: int, *, on_gpu: bool = False) -> float:
     """Upper estimate of what one token keeps for the backward pass, in bytes.
 
     Per block: residual stream and norms (8 d_model), queries, keys, values and attention output (4 head widths), and
     the MLP's three or four hidden vectors, for each expert of the token; then one float32 row of logits with its
-    gradient. A document mask is not counted.
+    gradient. On a GPU also what `attention_route` may need: keys and values repeated for each query head, and one
+    document mask for all blocks, a row of the context's length with the two of booleans that it is made from. On a
+    CPU the mask is not counted, nor the probabilities that its short rows keep.
     """
     heads = (2 * model.n_heads + 2 * model.n_kv_heads) * model.head_dim
+    heads += 2 * (model.n_heads - model.n_kv_heads) * model.head_dim if on_gpu else 0
     per_block = 8 * model.d_model + 2 * heads + 4 * n_mlps(model) * model.d_ff
     per_block += 2 * model.n_active_experts * model.d_model if model.n_experts else 0
-    return model.n_layers * per_block * element_bytes + 2 * 4 * model.vocab_size + 16 * model.d_model
+    mask = (element_bytes + 2) * model.context_length if on_gpu else 0
+    return model.n_layers * per_block * element_bytes + 2 * 4 * model.vocab_size + 16 * model.d_model + mask
 
 
 # ---- decisions ---------------------------------------------------------------------------------------------
@@ -160,9 +167,6 @@ def plan_device(cfg: DeviceConfig, hardware: Hardware, place: Place | None = Non
         memory = min(CPU_ACTIVATION_BYTES, ACTIVATION_SHARE["cpu"] * hardware.ram_bytes) / local_world
     else:
         memory = ACTIVATION_SHARE["gpu"] * (hardware.memory_bytes or hardware.ram_bytes)
-    isolation = (
-        "cheap: attention is a small part of a step" if gpu else "slow: plain causal attention is faster"
-    )
     return DevicePlan(
         device=device,
         name=hardware.cpu_name if kind == "cpu" else hardware.name,
@@ -177,9 +181,19 @@ def plan_device(cfg: DeviceConfig, hardware: Hardware, place: Place | None = Non
         reasons=(
             f"dtype {dtype}: {dtype_reason}",
             f"{'compiled' if use_compile else 'not compiled'}: {compile_reason}",
-            f"a document mask is {isolation}",
+            f"a document mask is {_mask_price(kind, hardware, dtype, use_compile)}",
         ),
     )
+
+
+def _mask_price(kind: str, hardware: Hardware, dtype: str, compiled: bool) -> str:
+    """What hiding documents from each other costs here."""
+    if kind not in ("cuda", "rocm", "xpu"):
+        return "slow: plain causal attention is faster"
+    capability = hardware.capability if dtype != "float32" else (0, 0)
+    if attention_route(kind, capability, masked=True, gqa=True, compiled=compiled) == "flex":
+        return "cheap: attention skips what is hidden (FlexAttention)"
+    return "affordable: attention computes what is hidden too, without keeping it"
 
 
 def pick_kind(asked: str, hardware: Hardware) -> str:
@@ -290,20 +304,21 @@ def has_fast_bfloat16(device: torch.device) -> bool:
 # ---- what acts on the plan ---------------------------------------------------------------------------------
 
 
-def compile_model(model: nn.Module, plan: DevicePlan) -> str:
-    """Compile the model's forward in place where the plan says so; returns why not, or an empty string.
+def compile_model(model: Transformer, plan: DevicePlan, backend: Compiler = "inductor") -> str:
+    """Compile the parts of the model's training passes where the plan says so; returns why not, or an empty string.
 
+    One graph serves all blocks, one the last norm and one the loss; what keeps no gradients, validation and sampling,
+    runs uncompiled, as its shapes come once or twice and compiling them would take longer than they do.
     A small function is compiled first: where that fails, or later a part of the model does, it runs eagerly.
     Parameter names stay as they are.
     """
     if not plan.compile:
         return plan.compile_reason
     try:
-        probe = torch.compile(lambda x: x.sin() + 1)
+        probe = torch.compile(lambda x: x.sin() + 1, backend=backend)
         probe(torch.zeros(8, device=plan.torch_device))
     except Exception as failure:  # whatever a compiler tool chain can raise; eager training works without it
-        return f"torch.compile failed here: {str(failure).strip().splitlines()[0][:200]}"
-    dynamo: Any = import_module("torch._dynamo.config")
-    dynamo.suppress_errors = True  # a part that cannot be compiled runs eagerly
-    model.compile(dynamic=False)
+        return f"torch.compile failed here: {first_line(failure)}"
+    compiled: list[Any] = [Compiled(part, backend) for part in PLAIN]
+    model.training_parts = Parts(*compiled)
     return ""

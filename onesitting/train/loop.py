@@ -25,10 +25,11 @@ from onesitting.checkpoint import (
 from onesitting.config import RunConfig
 from onesitting.errors import UserError
 from onesitting.model import moe
-from onesitting.model.transformer import Transformer
+from onesitting.model.transformer import PLAIN, Transformer
 from onesitting.runlog import StageFolder, append_jsonl, keep_jsonl
 from onesitting.train import distributed
 from onesitting.train.budget import StepTarget
+from onesitting.train.compiler import added_breaks, failures, graph_breaks
 from onesitting.train.device import DevicePlan, compile_model
 from onesitting.train.display import Display
 from onesitting.train.optim import MuonAdamW, build_optimizer
@@ -36,7 +37,7 @@ from onesitting.train.parts import StepParts
 from onesitting.train.prefetch import Prefetch
 from onesitting.train.signals import Interrupted, StopSignals
 from onesitting.train.stage import Stage
-from onesitting.train.state import FitResult, LoopState, means, step_seed
+from onesitting.train.state import FitResult, LoopState, host_values, means, step_seed
 from onesitting.train.tensorboard import open_tensorboard
 from onesitting.train.usage import peak_memory_bytes
 
@@ -118,6 +119,7 @@ class Loop:
         self.target = settings.target
         self.state = LoopState(lr_scale=settings.lr_scale)
         plan.apply()
+        self.breaks_before = graph_breaks() if plan.compile else {}
         self.uncompiled_because = compile_model(model, plan)
         self.optimizer: MuonAdamW = build_optimizer(model, cfg.optim)
         self.scaler = plan.make_scaler()
@@ -155,8 +157,10 @@ class Loop:
                 self.scaler.unscale(self.optimizer)
             norm = self.optimizer.clip(self.cfg.optim.clip_norm)
             lr_factor = self.target.lr_factor(state.step)
-            loss = float(sums["loss"]) / n_units if n_units else 0.0
-            finite = math.isfinite(loss) and math.isfinite(float(norm))
+            # The only wait for the device in a step, with nothing of the update asked for yet.
+            totals = host_values({**sums, "norm": norm})
+            norm, loss = totals.pop("norm"), totals["loss"] / n_units if n_units else 0.0
+            finite = math.isfinite(loss) and math.isfinite(norm)
             applied = finite and n_units > 0
             if applied:
                 self.optimizer.step(lr_factor * state.lr_scale)
@@ -171,13 +175,13 @@ class Loop:
             "progress": self.target.progress(state.step, state.elapsed_s),
             "loss": loss if finite else None,
             "lr_factor": lr_factor * state.lr_scale,
-            "grad_norm": float(norm) if finite else None,
+            "grad_norm": norm if finite else None,
             "row_length": row_length,
             "n_units": n_units,
             "step_s": round(seconds, 5),
             "tokens_per_s": round(n_tokens / seconds, 1),
             **({"skipped": True} if not applied else {}),
-            **(means(sums, n_units) | routing),
+            **(means(totals, n_units) | routing),
         }
 
     def accumulate(self, batches: list[Any], n_units: int, n_tokens: int) -> dict[str, Tensor]:
@@ -219,12 +223,25 @@ class Loop:
         state = self.state
         # Rank 0's times for all: targets that disagree would end the ranks at different steps.
         state.elapsed_s, seconds = self.ranks.broadcast((time.perf_counter() - self.started_at, seconds))
+        if not self.step_times:
+            self.look_at_compiler()
         if state.first_step_s == 0.0:
             state.first_step_s = state.elapsed_s
         # The step that makes a set of data is the longest: the mean over a set is what a step costs.
         self.step_times.append(seconds)
         seconds = sum(self.step_times) / len(self.step_times)
         self.target.step_done(state.step, state.elapsed_s, row_length, seconds)
+
+    def look_at_compiler(self) -> None:
+        """After the first step: say what the compiler could not do; where it failed, go on uncompiled."""
+        if not self.plan.compile or self.uncompiled_because:
+            return
+        for note in added_breaks(self.breaks_before):
+            self.display.note(note)
+        if failed := failures(self.model.training_parts):
+            self.uncompiled_because = f"torch.compile failed, training goes on without: {'; '.join(failed)}"
+            self.display.note(self.uncompiled_because)
+            self.model.training_parts = PLAIN
 
     def roll_back(self) -> None:
         """Go back to the last checkpoint with half the learning rate (after repeated non-finite steps)."""
@@ -355,6 +372,7 @@ class Loop:
         """How the stage went; ends the thread that reads ahead."""
         state = self.state
         self.prefetch.close()
+        failed = self.uncompiled_because or failures(self.model.training_parts)
         training_s = max(1e-9, state.elapsed_s - state.first_step_s)
         return FitResult(
             steps=state.step,
@@ -365,6 +383,6 @@ class Loop:
             final_loss=state.last_loss,
             skipped_steps=state.skipped_steps,
             peak_memory_bytes=peak_memory_bytes(self.plan.torch_device),
-            compiled=self.plan.compile and not self.uncompiled_because,
+            compiled=self.plan.compile and not failed,
             evaluation=state.evaluation,
         )

@@ -5,6 +5,7 @@ import math
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
 from torch import Tensor
 
 
@@ -52,11 +53,18 @@ def step_seed(seed: int, step: int, rank: int) -> int:
     return int.from_bytes(digest[:7], "big")
 
 
-def means(sums: dict[str, Tensor], n_units: int) -> dict[str, float]:
+def host_values(scalars: dict[str, Tensor]) -> dict[str, float]:
+    """The scalars as numbers, by name, read from the device at once: each single `float()` would wait for it."""
+    device = next(iter(scalars.values())).device
+    values = torch.stack([scalar.detach().to(device, torch.float32) for scalar in scalars.values()]).tolist()
+    return dict(zip(scalars, values, strict=True))
+
+
+def means(sums: dict[str, float], n_units: int) -> dict[str, float]:
     """Named sums over units, but the loss; one with a count of its own, `name/n`, is divided by that."""
-    counts = {name: float(sums[f"{name}/n"]) if f"{name}/n" in sums else n_units for name in sums}
+    counts = {name: sums.get(f"{name}/n", n_units) for name in sums}
     return {
-        name: float(total) / max(1, counts[name])
+        name: total / max(1, counts[name])
         for name, total in sums.items()
         if name != "loss" and not name.endswith("/n")
     }

@@ -7,9 +7,9 @@ from torch import Tensor
 
 from onesitting.config import ModelConfig
 from onesitting.model import kernels
-from onesitting.model.kernels import attention, rms_norm, rotate
+from onesitting.model.documents import SHARED, document_bias, document_blocks
+from onesitting.model.kernels import attention, attention_route, fits_flex, rms_norm, rotate
 from onesitting.model.rope import rope_tables
-from onesitting.model.transformer import document_bias
 
 
 def randn(*shape: int, seed: int = 0) -> Tensor:
@@ -118,3 +118,69 @@ def test_norm_without_gradients_is_the_same_norm() -> None:
         plain = rms_norm(x, weight, 1e-6)
     torch.testing.assert_close(rms_norm(x, weight, 1e-6), plain, atol=1e-6, rtol=1e-6)
     torch.testing.assert_close(plain, F.rms_norm(x, (16,), weight, 1e-6))
+
+
+ROUTES = {  # kind, capability, masked, gqa, compiled: how attention is computed
+    ("cpu", (0, 0), False, False, False): "blocked",
+    ("cpu", (0, 0), True, True, True): "blocked",
+    ("cuda", (9, 0), False, True, True): "sdpa",  # flash attention reads a key head for several query heads
+    ("cuda", (8, 0), False, False, False): "sdpa",
+    ("cuda", (9, 0), True, True, True): "flex",
+    ("cuda", (8, 0), True, False, True): "flex",
+    ("cuda", (8, 0), True, True, False): "sdpa_expanded",
+    ("cuda", (8, 0), True, False, False): "sdpa",
+    ("cuda", (7, 5), False, True, True): "sdpa_expanded",
+    ("cuda", (7, 5), True, True, True): "sdpa_expanded",
+    ("cuda", (7, 0), False, False, True): "sdpa",
+    ("cuda", (7, 0), True, False, True): "sdpa",
+    ("rocm", (9, 4), True, True, True): "sdpa_expanded",
+    ("xpu", (0, 0), True, True, True): "sdpa_expanded",
+    ("mps", (0, 0), False, True, False): "sdpa_expanded",
+    ("mps", (0, 0), True, False, False): "sdpa",
+}
+
+
+@pytest.mark.parametrize("case", ROUTES, ids=str)
+def test_no_route_keeps_the_probabilities_of_a_long_row(
+    case: tuple[str, tuple[int, int], bool, bool, bool],
+) -> None:
+    route = attention_route(*case)
+    assert route == ROUTES[case]
+    kind, capability, masked, gqa, _ = case
+    takes_groups = kind == "cpu" or route in ("flex", "sdpa_expanded")
+    assert not gqa or takes_groups or (capability >= (8, 0) and not masked)
+
+
+def document_example(length: int) -> tuple[list[Tensor], Tensor]:
+    """q, k, v with grouped queries, and documents of unequal lengths, of which the first is shared by a row."""
+    inputs = [randn(2, length, heads, 16, seed=seed).float() for seed, heads in enumerate((4, 2, 2))]
+    doc_ids = (torch.arange(length) // 50).int().expand(2, -1).clone()
+    doc_ids[1, :50] = SHARED
+    return inputs, doc_ids
+
+
+@pytest.mark.parametrize("masked", [False, True])
+def test_keys_repeated_for_each_query_head_give_the_same_attention_and_gradients(masked: bool) -> None:
+    inputs, doc_ids = document_example(160)
+    bias = document_bias(doc_ids, torch.float32) if masked else None
+    results = []
+    for route in ("blocked", "sdpa_expanded"):
+        q, k, v = (x.clone().requires_grad_() for x in inputs)
+        y = attention(q, k, v, bias, route)
+        results.append([y, *torch.autograd.grad(y.square().sum(), (q, k, v))])
+    for ours, theirs in zip(*results, strict=True):
+        torch.testing.assert_close(ours, theirs, atol=1e-4, rtol=1e-4)
+
+
+def test_attention_over_blocks_of_documents_is_that_over_the_whole_mask() -> None:
+    (q, k, v), doc_ids = document_example(
+        256
+    )  # its backward pass needs a GPU: benchmarks/gpu.py compares that
+    dense = attention(q, k, v, document_bias(doc_ids, torch.float32), "blocked")
+    sparse = attention(q, k, v, document_blocks(doc_ids), "flex")
+    torch.testing.assert_close(sparse, dense, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize(("length", "width", "fits"), [(256, 64, True), (200, 64, False), (256, 48, False)])
+def test_rows_and_heads_of_other_sizes_take_another_route(length: int, width: int, fits: bool) -> None:
+    assert fits_flex(length, width) == fits

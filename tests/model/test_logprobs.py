@@ -4,6 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from onesitting.model import logprobs
 from onesitting.model.logprobs import IGNORE, cross_entropy_sum, token_logprobs
@@ -21,16 +22,20 @@ def example(n: int = 200, d: int = 24, v: int = 130) -> tuple[Tensor, Tensor, Te
 @pytest.mark.parametrize(
     ("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.bfloat16, 1e-2), (torch.float16, 2e-3)]
 )
+@pytest.mark.parametrize("masked", [False, True])
 @pytest.mark.parametrize(("chunk_logits", "chunks_of_a_group"), [(1, 1), (1, 2), (1, 16), (2**20, 16)])
 def test_loss_and_gradients_equal_float64_ones(
     dtype: torch.dtype,
     tolerance: float,
     chunk_logits: int,
     chunks_of_a_group: int,
+    masked: bool,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(logprobs, "CHUNK_LOGITS", chunk_logits)  # 1: three chunks
     monkeypatch.setattr(logprobs, "CHUNKS_OF_A_GROUP", chunks_of_a_group)
+    if masked:  # as on other devices
+        monkeypatch.setattr(logprobs, "_gathers", lambda hidden: False)
     hidden, weight, targets = example()
     hidden, weight = hidden.to(dtype), weight.to(dtype)
     exact = [t.double().requires_grad_() for t in (hidden, weight)]
@@ -49,7 +54,12 @@ def test_loss_and_gradients_equal_float64_ones(
         assert (ours.double() - theirs).norm() <= tolerance * theirs.norm()
 
 
-def test_batch_with_nothing_to_learn_gives_exactly_zero_and_finite_gradients() -> None:
+@pytest.mark.parametrize("masked", [False, True])
+def test_batch_with_nothing_to_learn_gives_exactly_zero_and_finite_gradients(
+    masked: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if masked:
+        monkeypatch.setattr(logprobs, "_gathers", lambda hidden: False)
     hidden, weight, targets = example()
     hidden.requires_grad_(), weight.requires_grad_()
     loss = cross_entropy_sum(hidden, weight, torch.full_like(targets, IGNORE))
@@ -59,6 +69,44 @@ def test_batch_with_nothing_to_learn_gives_exactly_zero_and_finite_gradients() -
     assert weight.grad is not None
     assert not hidden.grad.any()
     assert not weight.grad.any()
+
+
+def test_the_loss_off_a_processor_is_one_graph_and_equals_the_processors(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(logprobs, "CHUNK_LOGITS", 1)  # four chunks
+    compiled = torch.compile(cross_entropy_sum, backend="aot_eager", fullgraph=True, dynamic=False)
+    hidden, weight, targets = example()
+    results = []
+    for function in (cross_entropy_sum, compiled):
+        h, w = hidden.clone().requires_grad_(), weight.clone().requires_grad_()
+        loss = function(h * 1.0, w * 1.0, targets)
+        results.append([loss, *torch.autograd.grad(loss, (h, w))])
+    for ours, theirs in zip(*results, strict=True):
+        torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=1e-5)
+
+
+def test_the_loss_off_a_processor_reads_nothing_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Refusing(TorchDispatchMode):
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            assert "nonzero" not in str(func)
+            assert "_local_scalar_dense" not in str(func)
+            return func(*args, **(kwargs or {}))
+
+    monkeypatch.setattr(logprobs, "_gathers", lambda hidden: False)
+    hidden, weight, targets = example()
+    with Refusing():
+        cross_entropy_sum(hidden.requires_grad_(), weight.requires_grad_(), targets).backward()
+
+
+def test_the_output_matrixs_gradient_does_not_overflow_in_float16(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(logprobs, "_gathers", lambda hidden: False)
+    hidden = torch.full((4096, 2), 60.0, dtype=torch.float16)  # half a probability each: sums of 122,880
+    weight = torch.zeros(2, 2, dtype=torch.float16).float().requires_grad_()
+    cross_entropy_sum(hidden, weight, torch.zeros(4096, dtype=torch.int64)).backward()
+    assert weight.grad is not None
+    expected = torch.tensor([[-122_880.0] * 2, [122_880.0] * 2])
+    torch.testing.assert_close(weight.grad, expected)
 
 
 def test_loss_without_gradients_is_the_same_loss() -> None:

@@ -5,13 +5,16 @@ from itertools import pairwise
 
 import pytest
 import torch
+import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
 from onesitting.config import ModelConfig
 from onesitting.errors import UserError
-from onesitting.model.transformer import Transformer, document_positions
+from onesitting.model import transformer
+from onesitting.model.documents import document_positions
+from onesitting.model.transformer import Transformer
 
 BASE = ModelConfig(
     n_layers=2, d_model=32, n_heads=4, n_kv_heads=2, head_dim=8, d_ff=48, vocab_size=53, context_length=96
@@ -97,6 +100,26 @@ def test_autocast_and_short_weights_are_the_same_computation() -> None:
         autocast = model(tokens)
     with torch.no_grad():
         assert torch.equal(model.to(torch.bfloat16)(tokens), autocast)
+
+
+def test_a_norm_that_autocast_would_make_float32_stays_in_the_compute_dtype(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    seen: list[torch.dtype] = []
+
+    def as_on_cuda(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
+        """From PyTorch 2.12 on, autocast runs a GPU's norm in float32."""
+        x = x.float() if torch.is_autocast_enabled("cpu") else x
+        seen.append(x.dtype)
+        return F.rms_norm(x, weight.shape, weight.to(x.dtype), eps)
+
+    monkeypatch.setattr(transformer, "rms_norm", as_on_cuda)
+    model, tokens = random_model(), tokens_of(2, 24)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert model.hidden(tokens).dtype == torch.bfloat16
+        model(tokens, targets=tokens).backward()
+        assert torch.is_autocast_enabled("cpu")
+    assert set(seen) == {torch.bfloat16}
 
 
 @pytest.mark.parametrize("cfg", [BASE, GPT2, LLAMA])

@@ -5,7 +5,8 @@ import torch
 from rl_maker import memorised, random_model
 from torch import Tensor
 
-from onesitting.model.transformer import SHARED, Transformer, document_bias
+from onesitting.model.documents import SHARED, document_bias
+from onesitting.model.transformer import Transformer
 from onesitting.stages import attempt_batches
 from onesitting.stages.attempt_batches import (
     RLBatch,

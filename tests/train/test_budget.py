@@ -74,7 +74,7 @@ class Simulated:
 def simulate(
     settings, step_s, *, seconds=None, tokens=None, max_steps=None, jitter=0.2, compile_s=0.0, evaluation_s=0.0,
     save_s=0.0, save_every_s=60.0, seed=0, step_cost=None, restart_at=None,
-    evaluate_every=0.1, evaluation_tokens=0, saves_best=False,
+    evaluate_every=0.1, evaluation_tokens=0, saves_best=False, warmup_s=0.0,
 ):  # fmt: skip
     """Drive a target as the loop does, on a machine whose step takes step_s(step, now_s, row_length) seconds."""
     noise = random.Random(seed)
@@ -98,9 +98,10 @@ def simulate(
         step, now = step + 1, now + took
         target.step_done(step, now, length, took)
         if target.evaluation_due(step):
+            took = evaluation_s + (0.0 if evaluations else warmup_s)
             evaluations.append(step)
-            now += evaluation_s
-            target.pause("evaluation", evaluation_s)
+            now += took
+            target.pause("evaluation", took)
         is_best = saves_best and evaluations[-1:] == [step] and step < (target.n_steps or 0)
         if is_best or now - saved_at >= save_every_s:
             now += save_s
@@ -279,6 +280,15 @@ def test_validations_that_a_short_budget_cannot_afford_are_left_to_the_last(seco
     assert len(run.evaluations) == n_evaluations
     assert run.evaluations[-1] == run.steps
     assert 0.95 * seconds <= run.seconds <= 1.02 * seconds
+
+
+@pytest.mark.parametrize("seconds", [150, 300])
+def test_a_first_validation_that_warms_up_is_not_taken_for_the_price_of_the_others(seconds):
+    run = simulate(
+        Settings(), steady(0.05), seconds=seconds, evaluation_tokens=65_536, evaluation_s=0.5, warmup_s=20.0
+    )
+    assert 0.95 * seconds <= run.seconds <= 1.02 * seconds
+    assert len(run.evaluations) == 10
 
 
 def test_before_anything_is_timed_the_budget_tells_the_time_left_and_the_progress():

@@ -275,7 +275,7 @@ def test_a_model_that_is_not_to_be_compiled_runs_eagerly_and_the_reason_is_given
 
 
 def test_a_failing_compiler_leaves_the_model_eager_and_says_why(monkeypatch):
-    def broken(_):
+    def broken(*_, **__):
         raise RuntimeError("linker not found\nmore")
 
     monkeypatch.setattr(torch, "compile", broken)

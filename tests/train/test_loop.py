@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from onesitting.checkpoint import list_checkpoints, verify_checkpoint
 from onesitting.config import (
@@ -101,6 +102,18 @@ def train(
         plan=plan_device(cfg.device, detect()), ranks=ranks,
     )  # fmt: skip
     return model, result, folder
+
+
+def make_loop(
+    tmp_path: Path, stage: Any = None, cfg: RunConfig | None = None, plan: DevicePlan | None = None
+) -> loop.Loop:
+    """The loop itself, for tests that take its steps one by one."""
+    cfg = cfg or config()
+    target = StepTarget(cfg.pretrain, tokens=cfg.pretrain.tokens, row_length=ROW, n_rows=N_ROWS)
+    return loop.Loop(
+        stage or CountingStage(), Transformer(SHAPE, seed=3).train(), FitSettings(target=target), cfg,
+        RunFolder(tmp_path).stage("pretrain"), plan or plan_device(cfg.device, detect()), distributed.Ranks(), None,
+    )  # fmt: skip
 
 
 def losses(folder: StageFolder) -> list[float]:
@@ -297,3 +310,27 @@ def test_metrics_have_one_line_a_step_and_are_strict_json(tmp_path: Path) -> Non
     steps = [r["step"] for r in records if "loss" in r]
     assert steps == list(range(1, 13))
     assert records[-1]["evaluation"] == {"bits_per_byte": 1.0}
+
+
+class Operations(TorchDispatchMode):
+    """Names of the operations that are run, in their order."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.names: list[str] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.names.append(str(func))
+        return func(*args, **(kwargs or {}))
+
+
+def test_a_step_reads_from_the_device_once_and_before_the_optimizer(tmp_path: Path) -> None:
+    one = make_loop(tmp_path)
+    one.train_step()
+    with Operations() as operations:
+        one.train_step()
+    one.prefetch.close()
+    read = [i for i, name in enumerate(operations.names) if "_local_scalar_dense" in name]
+    update = next(i for i, name in enumerate(operations.names) if "lerp" in name)
+    assert len(read) <= 1
+    assert not any(i > update for i in read)
