@@ -23,14 +23,15 @@ import torch
 from torch import Tensor
 
 from onesitting.config import RunConfig
+from onesitting.data.ngrams import count_bigrams
 from onesitting.data.prepare import prepare_documents
 from onesitting.data.sources import sample_texts
 from onesitting.data.tokens import TokenFolder
 from onesitting.evaluation.bits_per_byte import bits_per_byte
 from onesitting.model.transformer import Transformer
 from onesitting.recipe import resolve
-from onesitting.stages.bigrams import count_bigrams, fit_bigrams
-from onesitting.stages.pretrain import PretrainStage
+from onesitting.stages.bigrams import fit_bigrams
+from onesitting.stages.pretrain import PretrainStage, count_ngrams
 from onesitting.tokenizer.bpe import Tokenizer, train_tokenizer
 from onesitting.train import distributed, optim
 from onesitting.train.device import detect, plan_device
@@ -62,7 +63,7 @@ SIZES: dict[str, dict[str, Any]] = {
 }
 COMMON: dict[str, Any] = {
     "model.context_length": 256, "model.tie_embeddings": False, "optim.embed_lr": 0.015, "optim.head_lr": 0.003,
-    "pretrain.step_tokens": 2048, "pretrain.warmup_steps": 10,
+    "pretrain.step_tokens": 2048, "pretrain.warmup_steps": 10, "pretrain.ngram_targets": 0,
 }  # fmt: skip
 
 
@@ -378,6 +379,9 @@ IDEAS: dict[str, Idea] = {
     "trigram 0.8 to 1": Idea(change=lambda trial: teacher(trial, 0.8, 1.0)),
     "trigram 0.8 to 0.6": Idea(change=lambda trial: teacher(trial, 0.8, 0.6)),
     "trigram 1 to 1": Idea(change=lambda trial: teacher(trial, 1.0, 1.0)),
+    "ngrams 0.5": Idea({"pretrain.ngram_targets": 0.5}),
+    "ngrams 0.7": Idea({"pretrain.ngram_targets": 0.7}),
+    "ngrams 0.9": Idea({"pretrain.ngram_targets": 0.9}),
     "trigram 0.3 constant": Idea(change=lambda trial: teacher(trial, 0.3, 0)),
     "trigram 0.7 constant": Idea(change=lambda trial: teacher(trial, 0.7, 0)),
     "trigram 0.5 constant": Idea(change=lambda trial: teacher(trial, 0.5, 0)),
@@ -415,7 +419,8 @@ def train(
     plan, ranks = plan_device(replace(cfg.device, threads=threads), detect()), distributed.Ranks()
     plan.apply()
     model = Transformer(replace(cfg.model, vocab_size=tokenizer.vocab_size), seed=seed).train()
-    stage = PretrainStage(cfg, tokenizer, data, None, plan, ranks)
+    ngrams = count_ngrams(cfg, data, None, tokenizer, plan)
+    stage = PretrainStage(cfg, tokenizer, data, None, plan, ranks, ngrams=ngrams)
     n_steps = n_tokens // cfg.pretrain.step_tokens
     trial = Trial(cfg, model, build_optimizer(model, cfg.optim), n_steps, data, seed)
     first, settings = decay_start(n_steps, cfg.pretrain.decay_fraction), cfg.pretrain

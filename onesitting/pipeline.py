@@ -21,6 +21,7 @@ from onesitting.checkpoint import find_model_folder, latest_checkpoint, load_mod
 from onesitting.checks import check_config
 from onesitting.clock import Clock
 from onesitting.config import RunConfig, stage_config
+from onesitting.data.ngrams import count_bigrams
 from onesitting.data.prepare import prepare_conversations, prepare_documents, prepare_preferences
 from onesitting.data.text_sample import text_sample
 from onesitting.data.tokens import ChatFolder, Material, PreferenceFolder, TokenFolder
@@ -42,9 +43,10 @@ from onesitting.run_settings import (
 )
 from onesitting.runlog import RunFolder, StageFolder, write_atomic
 from onesitting.stage_time import stage_seconds
-from onesitting.stages.bigrams import count_bigrams, fit_bigrams
+from onesitting.stages.bigrams import fit_bigrams
 from onesitting.stages.make import PipelineStage, StageInputs, make_stage, prepare_general
 from onesitting.stages.ppo import add_value_head
+from onesitting.stages.pretrain import text_sources
 from onesitting.stages.reward import with_score_head
 from onesitting.start import general_data, start_folder, stretched_as, with_start_model
 from onesitting.tokenizer.bpe import Tokenizer, train_tokenizer
@@ -198,7 +200,8 @@ class Run:
         if name not in COMPILED:
             plan = replace(plan, compile=False, compile_reason=f"rows of {name} differ in length")
         n_adapter = n_adapter_parameters(model)
-        stage = self.make_stage(name, plan)
+        with self.clock.phase("prepare"):
+            stage = self.make_stage(name, plan)
         limit = measure_matrix_limit(plan, model.cfg)
         short = self.cfg.pretrain.short_context if name == "pretrain" else 0
         target = StepTarget(
@@ -292,11 +295,7 @@ class Run:
         with self.clock.phase("bigrams"):
             if self.ranks.rank == 0:
                 self.plan.apply()
-                chat = settings.chat_fraction if self.chat else 0.0
-                sources = [(data.train.tokens, 1.0 - chat)] + (
-                    [(self.chat.train.tokens, chat)] if self.chat else []
-                )
-                bigrams = count_bigrams([one for one in sources if one[1] > 0], model.cfg.vocab_size)
+                bigrams = count_bigrams(text_sources(self.cfg, data, self.chat), model.cfg.vocab_size)
                 self.say(
                     f"pretrain · first weights from {int(bigrams.counts.sum()):,} counted pairs of tokens"
                 )

@@ -157,7 +157,7 @@ def test_a_new_model_with_an_output_matrix_of_its_own_begins_from_counted_pairs(
         "pretrain", *TINY, "--corpus.cache", str(place / "cache"), "--model.tie_embeddings", "false",
         "--optim.embed_lr", "0.015", "--optim.head_lr", "0.003", "--pretrain.tokens", "4096",
     )  # fmt: skip
-    losses = {}
+    losses, norms = {}, {}
     for name, more, processes in (
         ("none", ("--pretrain.bigram_steps", "0"), 1),
         ("one", (), 1),
@@ -166,7 +166,9 @@ def test_a_new_model_with_an_output_matrix_of_its_own_begins_from_counted_pairs(
         done = command(*argv, *more, "--name", name, cwd=tmp_path, processes=processes)
         assert done.returncode == 0, done.stdout + done.stderr
         assert ("counted pairs" in done.stdout) == (name != "none")
-        losses[name] = read_jsonl(tmp_path / "runs" / name / "pretrain/metrics.jsonl")[0]["loss"]
+        first = read_jsonl(tmp_path / "runs" / name / "pretrain/metrics.jsonl")[0]
+        losses[name], norms[name] = first["loss"], first["grad_norm"]
     assert losses["none"] == pytest.approx(6.24, abs=0.05)  # ln 512
     assert losses["one"] < 4.7
     assert losses["two"] == pytest.approx(losses["one"], rel=1e-5)
+    assert norms["two"] == pytest.approx(norms["one"], rel=1e-4)  # its targets are soft

@@ -30,6 +30,7 @@ class Batch:
     positions: (B, T) int64, from 0 in each document; None with doc_ids None.
     n_units: trained targets, which the loss sums over.
     n_tokens: real inputs, padding not counted.
+    soft: (B, T, L) int64 likely tokens and (B, T, L) float32 the part of the target of each; None: targets are hard.
     """
 
     tokens: Tensor
@@ -38,6 +39,7 @@ class Batch:
     positions: Tensor | None
     n_units: int
     n_tokens: int
+    soft: tuple[Tensor, Tensor] | None = None
 
     @property
     def fraction_real(self) -> float:
@@ -66,16 +68,17 @@ class Batch:
     def to(self, device: torch.device | str) -> "Batch":
         """The batch on a device."""
 
-        def move(tensor: Tensor | None) -> Tensor | None:
-            return None if tensor is None else tensor.to(device, non_blocking=True)
+        def move(tensor: Tensor) -> Tensor:
+            return tensor.to(device, non_blocking=True)
 
         return Batch(
-            tokens=self.tokens.to(device, non_blocking=True),
-            targets=self.targets.to(device, non_blocking=True),
-            doc_ids=move(self.doc_ids),
-            positions=move(self.positions),
+            tokens=move(self.tokens),
+            targets=move(self.targets),
+            doc_ids=None if self.doc_ids is None else move(self.doc_ids),
+            positions=None if self.positions is None else move(self.positions),
             n_units=self.n_units,
             n_tokens=self.n_tokens,
+            soft=None if self.soft is None else (move(self.soft[0]), move(self.soft[1])),
         )
 
     def _rows(self, part: slice) -> "Batch":

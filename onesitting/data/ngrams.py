@@ -96,12 +96,12 @@ class Ngrams:
         self.after_two, self.p_after_two = followers.astype(np.int32), p
 
     def soft_targets(self, tokens: Array) -> tuple[Array, Array]:
-        """For inputs (B, T): ids (B, T, 2 K) int32 of likely next tokens, and the part of the target of each, float32.
+        """For inputs (B, T): ids (B, T, 2 K) int64 of likely next tokens, and the part of the target of each, float32.
 
         The parts of a place add up to less than 1; what is missing is the part of the token that came.
         """
         B, T = tokens.shape
-        ids, parts = np.zeros((B, T, 2 * WIDEST), np.int32), np.zeros((B, T, 2 * WIDEST), np.float32)
+        ids, parts = np.zeros((B, T, 2 * WIDEST), np.int64), np.zeros((B, T, 2 * WIDEST), np.float32)
         context = tokens[:, :-1].astype(np.int64) * self.vocab_size + tokens[:, 1:]  # (B, T - 1)
         nth = np.minimum(np.searchsorted(self.contexts, context), len(self.contexts) - 1)
         known = self.contexts[nth] == context

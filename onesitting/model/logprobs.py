@@ -4,7 +4,7 @@ Shapes: N tokens, C tokens of one chunk, d model width, V vocabulary. Targets eq
 """
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -28,21 +28,46 @@ DEVICE_CHUNK_LOGITS = 2**26
 LARGEST_FLOAT16 = 65_504.0
 
 
+class SoftTargets(NamedTuple):
+    """Likely tokens that take a part of a target: what remains of 1 is the part of the token that came."""
+
+    ids: Tensor
+    """(..., L) int64."""
+    parts: Tensor
+    """(..., L) float32; 0 where there is no target, and where fewer than L tokens are likely."""
+
+    def at(self, rows: slice | Tensor) -> "SoftTargets":
+        """Those of some of the tokens."""
+        return SoftTargets(self.ids[rows], self.parts[rows])
+
+    def soften(self, d_logits: Tensor, targets: Tensor) -> Tensor:
+        """Gradient by the logits (C, V) for hard targets (C, 1), in place made the one for these, (C, L) here."""
+        parts = self.parts.to(d_logits.dtype)
+        d_logits.scatter_add_(1, targets, parts.sum(1, keepdim=True))
+        return d_logits.scatter_add_(1, self.ids, -parts)
+
+
 def cross_entropy_sum(
-    hidden: Tensor, weight: Tensor, targets: Tensor, chunk: "LossChunk | None" = None
+    hidden: Tensor,
+    weight: Tensor,
+    targets: Tensor,
+    chunk: "LossChunk | None" = None,
+    soft: SoftTargets | None = None,
 ) -> Tensor:
     """Sum of the cross-entropies in nats over the tokens that have a target; a float32 scalar.
 
     hidden: (N, d) in any dtype, which is also the dtype of the matrix products; weight: (V, d); targets: (N,).
     chunk: a compiled `masked_chunk`, for devices other than a CPU.
+    soft: (N, L) likely tokens; the gradient is then that of the cross-entropy with softened targets, the value stays
+        that of the tokens which came, so that losses compare.
     Exponentials and sums are float32. Without a single target the result is exactly 0, its gradients too.
     The gradient is computed chunk by chunk on the way forward, while a chunk's logits are at hand.
     """
     if not torch.is_grad_enabled():  # the functions below see parameters, not whether a gradient is wanted
         hidden, weight = hidden.detach(), weight.detach()
     if _gathers(hidden):
-        return _CrossEntropySum.apply(hidden, weight.to(hidden.dtype), targets)  # pyright: ignore
-    return _MaskedCrossEntropySum.apply(hidden, weight, targets, chunk or masked_chunk)  # pyright: ignore
+        return _CrossEntropySum.apply(hidden, weight.to(hidden.dtype), targets, soft)  # pyright: ignore
+    return _MaskedCrossEntropySum.apply(hidden, weight, targets, chunk or masked_chunk, soft)  # pyright: ignore
 
 
 def _gathers(hidden: Tensor) -> bool:
@@ -53,8 +78,10 @@ def _gathers(hidden: Tensor) -> bool:
 
 class _CrossEntropySum(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
-        need_hidden, need_weight, _ = ctx.needs_input_grad
+    def forward(
+        ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor, soft: SoftTargets | None
+    ) -> Tensor:
+        need_hidden, need_weight = ctx.needs_input_grad[:2]
         rows = torch.nonzero(targets != IGNORE).squeeze(1)  # untrained tokens cost nothing
         loss = torch.zeros((), dtype=torch.float32, device=hidden.device)
         d_hidden = torch.zeros_like(hidden) if need_hidden else None
@@ -63,7 +90,7 @@ class _CrossEntropySum(torch.autograd.Function):
             h, target = hidden[group], targets[group][:, None]
             wanted = need_hidden or need_weight
             d_logits = h.new_empty(len(h), len(weight)) if wanted else None
-            loss += _chunked_loss(h, weight, target, d_logits)
+            loss += _chunked_loss(h, weight, target, d_logits, None if soft is None else soft.at(group))
             if d_logits is not None and d_hidden is not None:
                 d_hidden[group] = d_logits @ weight
             if d_logits is not None and need_weight:
@@ -76,14 +103,16 @@ class _CrossEntropySum(torch.autograd.Function):
         return loss
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, None]:  # pyright: ignore
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, None, None]:  # pyright: ignore
         d_hidden, d_weight = ctx.saved_tensors
         d_hidden = None if d_hidden is None else (d_hidden * grad).to(d_hidden.dtype)
         d_weight = None if d_weight is None else (d_weight * grad).to(ctx.weight_dtype)
-        return d_hidden, d_weight, None
+        return d_hidden, d_weight, None, None
 
 
-def _chunked_loss(h: Tensor, weight: Tensor, target: Tensor, d_logits: Tensor | None) -> Tensor:
+def _chunked_loss(
+    h: Tensor, weight: Tensor, target: Tensor, d_logits: Tensor | None, soft: SoftTargets | None
+) -> Tensor:
     """Summed loss of tokens h (G, d) with targets (G, 1); its gradient goes into d_logits (G, V) where given."""
     loss = torch.zeros((), dtype=torch.float32, device=h.device)
     n = chunk_rows(weight)
@@ -96,7 +125,8 @@ def _chunked_loss(h: Tensor, weight: Tensor, target: Tensor, d_logits: Tensor | 
         loss += (log_z - logits.gather(1, target[chunk])).sum()
         if d_logits is not None:  # the probabilities, less one at the target
             minus = probs.new_full((len(probs), 1), -1.0)
-            d_logits[chunk] = probs.scatter_add_(1, target[chunk], minus)
+            probs.scatter_add_(1, target[chunk], minus)
+            d_logits[chunk] = probs if soft is None else soft.at(chunk).soften(probs, target[chunk])
     return loss
 
 
@@ -122,7 +152,9 @@ class _MaskedCrossEntropySum(torch.autograd.Function):
     """The same sum where all tokens take part; the output matrix's gradient is float32 throughout."""
 
     @staticmethod
-    def forward(ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor, chunk: LossChunk) -> Tensor:
+    def forward(
+        ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor, chunk: LossChunk, soft: SoftTargets | None
+    ) -> Tensor:
         need_hidden, need_weight = ctx.needs_input_grad[:2]
         w = weight.to(hidden.dtype)
         loss = torch.zeros((), dtype=torch.float32, device=hidden.device)
@@ -130,9 +162,12 @@ class _MaskedCrossEntropySum(torch.autograd.Function):
         d_weight = torch.zeros_like(weight, dtype=torch.float32) if need_weight else None
         n = chunk_rows(weight)
         for start in range(0, len(hidden), n):
-            h = hidden[start : start + n]
-            part, d_logits = chunk(h, w, targets[start : start + n], need_hidden or need_weight)
+            here = slice(start, start + n)
+            h = hidden[here]
+            part, d_logits = chunk(h, w, targets[here], need_hidden or need_weight)
             loss += part
+            if d_logits is not None and soft is not None:
+                soft.at(here).soften(d_logits, targets[here, None].clamp_min(0))
             if d_logits is not None and d_hidden is not None:
                 d_hidden[start : start + n] = d_logits @ w
             if d_logits is not None and d_weight is not None:
@@ -142,11 +177,11 @@ class _MaskedCrossEntropySum(torch.autograd.Function):
         return loss
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, None, None]:  # pyright: ignore
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, None, None, None]:  # pyright: ignore
         d_hidden, d_weight = ctx.saved_tensors
         d_hidden = None if d_hidden is None else (d_hidden * grad).to(d_hidden.dtype)
         d_weight = None if d_weight is None else (d_weight * grad).to(ctx.weight_dtype)
-        return d_hidden, d_weight, None, None
+        return d_hidden, d_weight, None, None, None
 
 
 def weight_gradient(d_logits: Tensor, h: Tensor) -> Tensor:

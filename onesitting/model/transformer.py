@@ -26,7 +26,7 @@ from onesitting.errors import UserError
 from onesitting.model.documents import document_bias, document_blocks, document_positions
 from onesitting.model.kernels import Route, attention, fits_flex, rms_norm, rotate, route_on
 from onesitting.model.linear import Linear
-from onesitting.model.logprobs import LossChunk, cross_entropy_sum, masked_chunk
+from onesitting.model.logprobs import LossChunk, SoftTargets, cross_entropy_sum, masked_chunk
 from onesitting.model.moe import MoE
 from onesitting.model.rope import resolved, rope_tables
 from onesitting.model.wiring import can_wire, wire_lookup
@@ -243,19 +243,22 @@ class Transformer(nn.Module):
         tokens: Tensor,
         *,
         targets: Tensor | None = None,
+        soft: SoftTargets | None = None,
         doc_ids: Tensor | None = None,
         positions: Tensor | None = None,
     ) -> Tensor:
         """Logits (B, T, V) float32 for tokens (B, T), or with targets the sum of their losses, a float32 scalar.
 
         targets: (B, T) ids of the tokens to predict, -100 where nothing is trained; the sum is in nats.
+        soft: (B, T, L) likely tokens that take a part of each target in the gradient.
         The other arguments are those of `hidden`.
         """
         x = self.hidden(tokens, doc_ids=doc_ids, positions=positions)
         if targets is not None:
-            weight = self.output_weight
+            weight, chunk = self.output_weight, self.parts.loss_chunk
+            soft = None if soft is None else SoftTargets(soft.ids.flatten(0, 1), soft.parts.flatten(0, 1))
             with without_autocast(x.device):
-                return cross_entropy_sum(x.flatten(0, 1), weight, targets.flatten(), self.parts.loss_chunk)
+                return cross_entropy_sum(x.flatten(0, 1), weight, targets.flatten(), chunk, soft)
         return self.logits(x)
 
     def logits(self, hidden: Tensor) -> Tensor:

@@ -6,82 +6,26 @@ add nothing to the residual stream, so a new model *is* a table of pairs, the ou
 embedding, and fitting that product to the counts needs no attention, no MLP and no rows of text. The model that comes
 out has the shape of any other; docs/pretrain.md has what it gains.
 
-Counts of rare tokens say little, so each follower gives up DISCOUNT of a count, which is shared out by how many
-different tokens each token has followed (interpolated Kneser–Ney; Chen & Goodman 1999, section 3).
+The counts are smoothed as in data/ngrams.py.
 
-Shapes: V vocabulary, d width of the model, P different pairs, C different first tokens of a step.
+Shapes: V vocabulary, d width of the model, C different first tokens of a step.
 """
 
-from collections.abc import Sequence
-from typing import Any, NamedTuple
-
-import numpy as np
-import numpy.typing as npt
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from onesitting.config import ModelConfig
+from onesitting.data.ngrams import DISCOUNT, Bigrams
 from onesitting.model.transformer import Transformer
 from onesitting.train.device import DevicePlan
 
-DISCOUNT = 0.75
-"""Taken from each count above zero, as usual for text."""
-N_TOKENS = 16_000_000
-"""Tokens that are counted. Measured, V = 4,096: 4 million leave 0.03 bits per byte, 48 million give 0.01 more."""
 MOST_DRAWN, LEAST_DRAWN, DRAWN_LOGITS = 4096, 256, 2**24
 """First tokens drawn for a step, by their frequency, so that their logits fit; a quarter of many are different ones."""
 EMBED_LR, HEAD_LR = 0.06, 0.012
 """AdamW's peak rates here: some hundred steps, so large ones."""
 WARMUP_STEPS = 5
 """Steps to the peak rate."""
-N_PLACES = 256
-"""Places, evenly over a file, from which pairs are read: files lie behind each other in it."""
-
-Tokens = npt.NDArray[Any]
-
-
-class Bigrams(NamedTuple):
-    """How often each token followed each other one."""
-
-    starts: Tensor
-    """(V + 1,) int64: the followers of token a are `followers[starts[a] : starts[a + 1]]`."""
-    followers: Tensor
-    """(P,) int64, in order."""
-    counts: Tensor
-    """(P,) float32."""
-
-
-def sample(tokens: Tokens, n: int) -> Tokens:
-    """At most n tokens in N_PLACES runs from all over a file."""
-    if len(tokens) <= n:
-        return np.asarray(tokens)
-    length = max(2, n // N_PLACES)
-    firsts = np.linspace(0, len(tokens) - length, n // length).astype(np.int64)
-    return np.concatenate([tokens[first : first + length] for first in firsts])
-
-
-def count_bigrams(
-    sources: Sequence[tuple[Tokens, float]], vocab_size: int, n_tokens: int = N_TOKENS
-) -> Bigrams:
-    """Pairs of neighbours in at most n_tokens tokens.
-
-    sources: token files and the share of each in training; the smallest for its share decides how many are read.
-    """
-    n_tokens = min([n_tokens, *(int(len(tokens) / part) for tokens, part in sources)])
-    number = np.uint32 if vocab_size**2 <= 2**32 else np.uint64  # half the bytes are sorted in half the time
-    kept = [sample(tokens, int(n_tokens * part)).astype(number) for tokens, part in sources]
-    pairs = np.concatenate([ids[:-1] * number(vocab_size) + ids[1:] for ids in kept])
-    pairs.sort()
-    is_first = np.ones(len(pairs), dtype=bool)
-    is_first[1:] = pairs[1:] != pairs[:-1]
-    edges = np.flatnonzero(is_first)
-    firsts, followers = np.divmod(pairs[edges].astype(np.int64), vocab_size)
-    return Bigrams(
-        torch.from_numpy(np.searchsorted(firsts, np.arange(vocab_size + 1))),
-        torch.from_numpy(followers),
-        torch.from_numpy(np.diff(edges, append=len(pairs)).astype(np.float32)),
-    )
 
 
 def expected_seconds(cfg: ModelConfig, n_steps: int, limit_flops_per_s: float) -> float:
@@ -101,7 +45,8 @@ class SmoothedBigrams:
     """Probabilities of the next token from counts, on a device."""
 
     def __init__(self, bigrams: Bigrams, device: torch.device) -> None:
-        self.starts, self.followers, self.counts = (part.to(device) for part in bigrams)
+        self.starts, self.followers = (torch.from_numpy(part).to(device) for part in bigrams[:2])
+        self.counts = torch.from_numpy(bigrams.counts).to(device).float()
         V = len(self.starts) - 1
         firsts = torch.repeat_interleave(torch.arange(V, device=device), self.starts.diff())
         self.totals = torch.zeros(V, device=device).index_add_(0, firsts, self.counts)  # (V,)

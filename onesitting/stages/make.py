@@ -79,11 +79,13 @@ def make_stage(name: str, inputs: StageInputs) -> PipelineStage:
 def _stage(name: str, inputs: StageInputs) -> PipelineStage:
     cfg, tokenizer, plan, ranks = inputs.cfg, inputs.tokenizer, inputs.plan, inputs.ranks
     if name == "pretrain":
-        from onesitting.stages.pretrain import PretrainStage
+        from onesitting.stages.pretrain import PretrainStage, count_ngrams
 
         assert inputs.data is not None
         chat = inputs.chat if cfg.pretrain.chat_fraction > 0 else None
-        return PretrainStage(cfg, tokenizer, inputs.data, chat, plan, ranks, inputs.general)
+        # A model that is trained already knows more than counts of a few words say.
+        ngrams = count_ngrams(cfg, inputs.data, chat, tokenizer, plan) if inputs.start is None else None
+        return PretrainStage(cfg, tokenizer, inputs.data, chat, plan, ranks, inputs.general, ngrams)
     if name == "sft":
         from onesitting.stages.sft import SFTStage
 

@@ -13,6 +13,7 @@ from torch import Tensor
 from onesitting.data.examples import Batch
 from onesitting.inference.generate import generate
 from onesitting.inference.sampling import Sampling
+from onesitting.model.logprobs import SoftTargets
 from onesitting.model.transformer import Transformer
 
 T = TypeVar("T")
@@ -20,7 +21,10 @@ T = TypeVar("T")
 
 def next_token_loss(model: Transformer, batch: Batch) -> Tensor:
     """Sum over the batch's targets of the cross-entropy in nats, a float32 scalar; -100 is not trained."""
-    return model(batch.tokens, targets=batch.targets, doc_ids=batch.doc_ids, positions=batch.positions)
+    soft = None if batch.soft is None else SoftTargets(*batch.soft)
+    return model(
+        batch.tokens, targets=batch.targets, soft=soft, doc_ids=batch.doc_ids, positions=batch.positions
+    )
 
 
 def rank_share(n_rows: int, rank: int, world: int) -> tuple[int, int]:

@@ -4,13 +4,16 @@ Rows hold whole documents where they fit, and start at document starts. The firs
 rows (`pretrain.short_context`): the same tokens, cut into more rows, so the order does not depend on the length.
 """
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from onesitting.config import RunConfig
-from onesitting.data.examples import Batch, chat_rows, concatenate, pretrain_batch
+from onesitting.data.examples import IGNORED, Batch, chat_rows, concatenate, pretrain_batch
+from onesitting.data.ngrams import Ngrams, Sources
 from onesitting.data.tokens import ChatFile, ChatFolder, Material, TokenFile, TokenFolder, rows
 from onesitting.evaluation.bits_per_byte import bits_per_byte
 from onesitting.model.transformer import Transformer
@@ -18,6 +21,32 @@ from onesitting.stages.next_token import next_token_loss, rank_rows, rest, share
 from onesitting.tokenizer.bpe import Tokenizer
 from onesitting.train.device import DevicePlan
 from onesitting.train.distributed import Ranks
+
+AUTO_NGRAM_PART = 0.5
+"""On a CPU, whose budgets end before a model knows much more than three tokens can say; docs/log.md, 2026-11-27. A GPU
+reads enough to learn better from the tokens that came, and faster than they can be looked up."""
+
+
+def ngram_part(cfg: RunConfig, plan: DevicePlan) -> float:
+    """Part of the targets that goes to likely tokens: what is set, or what the device is worth."""
+    given = cfg.pretrain.ngram_targets
+    return given if given >= 0 else AUTO_NGRAM_PART if plan.device == "cpu" else 0.0
+
+
+def text_sources(cfg: RunConfig, data: TokenFolder, chat: ChatFolder | None) -> Sources:
+    """What a new model is trained on, with the share of each."""
+    share_of_chat = cfg.pretrain.chat_fraction if chat else 0.0
+    sources = [(data.train.tokens, 1.0 - share_of_chat)]
+    return [*sources, (chat.train.tokens, share_of_chat)] if chat else sources
+
+
+def count_ngrams(
+    cfg: RunConfig, data: TokenFolder, chat: ChatFolder | None, tokenizer: Tokenizer, plan: DevicePlan
+) -> Ngrams | None:
+    """Counts for softer targets, where the settings or the device ask for them."""
+    if ngram_part(cfg, plan) == 0:
+        return None
+    return Ngrams(text_sources(cfg, data, chat), tokenizer.vocab_size)
 
 
 class PretrainStage:
@@ -36,14 +65,17 @@ class PretrainStage:
         plan: DevicePlan,
         ranks: Ranks,
         general: Material | None = None,
+        ngrams: Ngrams | None = None,
     ) -> None:
+        """ngrams: counts of the text, for softer targets; None: the tokens that came are all there is to learn."""
         settings = cfg.pretrain
         self.cfg, self.tokenizer, self.data, self.chat, self.plan = cfg, tokenizer, data, chat, plan
         self.row_length = settings.context_length or cfg.model.context_length
         self.n_rows = max(1, settings.step_tokens // self.row_length)
         self.general = general or Material()
         self.replayed = cfg.replay.fraction if self.general.text else 0.0
-        self.ranks = ranks
+        self.ranks, self.ngrams = ranks, ngrams
+        self.ngram_part = ngram_part(cfg, plan)
         self.isolate = plan.isolates_documents if settings.isolate == "auto" else settings.isolate == "on"
 
     def next_batches(self, model: Transformer | None, step: int, row_length: int) -> list[Batch]:
@@ -55,7 +87,18 @@ class PretrainStage:
         batch = concatenate(parts)
         if row_length != self.row_length:
             batch = batch.reshape_rows(row_length)
-        return batch.split(self.plan.micro_batch_rows(row_length, self.cfg.pretrain.micro_batch_rows))
+        parts = batch.split(self.plan.micro_batch_rows(row_length, self.cfg.pretrain.micro_batch_rows))
+        return [self.softened(part) for part in parts]
+
+    def softened(self, batch: Batch) -> Batch:
+        """The batch with likely tokens in its targets, where n-grams were counted."""
+        if self.ngrams is None:
+            return batch
+        ids, parts = self.ngrams.soft_targets(batch.tokens.numpy())
+        trained = (batch.targets != IGNORED)[:, :, None]
+        return replace(
+            batch, soft=(torch.from_numpy(ids), torch.from_numpy(parts).mul_(self.ngram_part).mul_(trained))
+        )
 
     def step_rows(self, step: int) -> list[tuple[TokenFile | ChatFile, int, int]]:
         """(file, first row, number of rows) of everything that step `step` reads, over all processes."""

@@ -138,3 +138,30 @@ def test_token_logprobs_are_those_of_the_tempered_softmax(
 def test_temperature_of_zero_is_refused() -> None:
     with pytest.raises(ValueError, match="temperature is 0"):
         token_logprobs(*example(), temperature=0)
+
+
+@pytest.mark.parametrize("masked", [False, True])
+def test_the_gradient_of_soft_targets_is_that_of_the_mixed_cross_entropy(
+    masked: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if masked:
+        monkeypatch.setattr(logprobs, "_gathers", lambda hidden: False)
+    generator = torch.Generator().manual_seed(0)
+    N, d, V, L = 300, 16, 50, 5
+    hidden = torch.randn(N, d, generator=generator, requires_grad=True)
+    weight = torch.randn(V, d, generator=generator, requires_grad=True)
+    targets = torch.randint(V, (N,), generator=generator)
+    targets[::7] = logprobs.IGNORE
+    keep = targets != logprobs.IGNORE
+    ids = torch.randint(V, (N, L), generator=generator)  # some twice, some the target itself
+    parts = torch.rand(N, L, generator=generator) * 0.15 * keep[:, None]
+    loss = logprobs.cross_entropy_sum(hidden, weight, targets, soft=logprobs.SoftTargets(ids, parts))
+    found = torch.autograd.grad(loss, (hidden, weight))
+    logp = (hidden @ weight.T).log_softmax(1)
+    hard = -logp[keep].gather(1, targets[keep, None]).sum()
+    assert loss.item() == pytest.approx(hard.item(), rel=1e-5)
+    wanted = torch.zeros(N, V).scatter_add_(1, ids, parts)
+    wanted.scatter_add_(1, targets.clamp_min(0)[:, None], 1 - parts.sum(1, keepdim=True))
+    mixed = -(wanted[keep] * logp[keep]).sum()
+    for x, y in zip(found, torch.autograd.grad(mixed, (hidden, weight)), strict=True):
+        assert torch.allclose(x, y, atol=1e-4)

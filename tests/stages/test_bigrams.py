@@ -8,8 +8,9 @@ import pytest
 import torch
 from tiny import config, plan, shape
 
+from onesitting.data.ngrams import DISCOUNT, count_bigrams
 from onesitting.model.transformer import Transformer
-from onesitting.stages.bigrams import DISCOUNT, SmoothedBigrams, count_bigrams, fit_bigrams, sample
+from onesitting.stages.bigrams import SmoothedBigrams, fit_bigrams
 
 
 def text(n: int, vocab_size: int, seed: int = 0) -> np.ndarray:
@@ -20,36 +21,6 @@ def text(n: int, vocab_size: int, seed: int = 0) -> np.ndarray:
     for _ in range(n - 1):
         tokens.append(int(rng.choice(likely[tokens[-1]]) if rng.random() < 0.9 else rng.integers(vocab_size)))
     return np.array(tokens, dtype=np.uint16)
-
-
-@pytest.mark.parametrize("vocab_size", [40, 70_000])
-def test_pairs_are_counted_as_a_counter_counts_them(vocab_size: int):
-    tokens = text(3000, 40).astype(np.uint32) * np.uint32(vocab_size // 40)
-    starts, followers, counts = count_bigrams([(tokens, 1.0)], vocab_size)
-    expected = Counter(zip(tokens[:-1].tolist(), tokens[1:].tolist(), strict=True))
-    found = {
-        (a, int(followers[i])): int(counts[i])
-        for a in range(vocab_size)
-        if starts[a] < starts[a + 1]
-        for i in range(int(starts[a]), int(starts[a + 1]))
-    }
-    assert found == expected
-
-
-def test_sources_are_counted_in_their_shares():
-    first, second = np.zeros(1000, dtype=np.uint16), np.ones(90_000, dtype=np.uint16)
-    bigrams = count_bigrams([(first, 0.25), (second, 0.75)], 2, n_tokens=50_000)
-    assert bigrams.counts.tolist() == [999.0, pytest.approx(2999, abs=20)]
-
-
-def test_a_sample_comes_from_all_over_a_file():
-    tokens = np.arange(1_000_000)
-    found = sample(tokens, 10_000)
-    assert len(found) <= 10_000
-    assert found[0] == 0
-    assert found[-1] == 999_999
-    assert np.abs(np.sort(found) - np.linspace(0, 999_999, len(found))).max() < 5_000
-    assert np.array_equal(sample(tokens, 2_000_000), tokens)
 
 
 def test_smoothed_probabilities_are_kneser_ney():
