@@ -157,7 +157,8 @@ def _measure(loop: Loop, cfg: RunConfig, words: str, steps: int) -> TrainSpeed:
         row_length=stage.row_length,
         step_tokens=stage.row_length * stage.n_rows,
         micro_batch_rows=min(
-            stage.n_rows, loop.plan.micro_batch_rows(stage.row_length, cfg.pretrain.micro_batch_rows)
+            stage.n_rows,
+            stage.plan.micro_batch_rows(stage.row_length, cfg.pretrain.micro_batch_rows, stage.n_rows),
         ),
         compiled=loop.plan.compile and not loop.uncompiled_because,
         n_steps=len(seconds),

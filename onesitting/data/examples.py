@@ -40,6 +40,11 @@ class Batch:
     n_tokens: int
 
     @property
+    def n_rows(self) -> int:
+        """B."""
+        return len(self.tokens)
+
+    @property
     def fraction_real(self) -> float:
         """Real tokens / places."""
         return self.n_tokens / self.tokens.numel()

@@ -55,7 +55,9 @@ class PretrainStage:
         batch = concatenate(parts)
         if row_length != self.row_length:
             batch = batch.reshape_rows(row_length)
-        return batch.split(self.plan.micro_batch_rows(row_length, self.cfg.pretrain.micro_batch_rows))
+        return batch.split(
+            self.plan.micro_batch_rows(row_length, self.cfg.pretrain.micro_batch_rows, batch.n_rows)
+        )
 
     def step_rows(self, step: int) -> list[tuple[TokenFile | ChatFile, int, int]]:
         """(file, first row, number of rows) of everything that step `step` reads, over all processes."""

@@ -59,6 +59,8 @@ class DevicePlan:
     """Most tokens in one forward pass."""
     memory_bytes: int
     """Memory for activations."""
+    most_rows: int = 0
+    """Most rows in one forward pass, learned where memory ran out; 0: not limited by rows."""
     reasons: tuple[str, ...] = ()
 
     @property
@@ -90,9 +92,18 @@ class DevicePlan:
         fits = int(self.memory_bytes / activation_bytes_per_token(model, 4 if self.dtype == "float32" else 2))
         return replace(self, micro_batch_tokens=max(1, min(self.micro_batch_tokens, fits)))
 
-    def micro_batch_rows(self, row_length: int, given: int = 0) -> int:
-        """Rows in one forward pass: as given, else as many as micro_batch_tokens allows, at least 1."""
-        return given or max(1, self.micro_batch_tokens // row_length)
+    def micro_batch_rows(self, row_length: int, given: int = 0, n_rows: int = 0, together: int = 1) -> int:
+        """Rows in one forward pass: as given, else as many as micro_batch_tokens allows, at least 1.
+
+        n_rows: rows that this process has in a step, to be cut into equal parts; 0: any number. together: rows that
+        stay in one forward pass, such as the two of a pair.
+        """
+        most = given or max(1, self.micro_batch_tokens // row_length)
+        if self.most_rows:
+            most = min(most, self.most_rows)
+        if n_rows and (self.most_rows or not given):
+            most = together * even_rows(n_rows // together, max(1, most // together))
+        return most
 
     def describe(self) -> str:
         """One line for people: `AMD EPYC, 2 threads, bfloat16`."""
@@ -125,6 +136,18 @@ def keep_freed_memory() -> bool:
         return False
     is_set = any(mallopt(M_MMAP_THRESHOLD, size) for size in (2**30, 2**25))  # older ones take 32 MB at most
     return is_set and bool(mallopt(M_TRIM_THRESHOLD, 2**31 - 1))
+
+
+def even_rows(n_rows: int, most: int) -> int:
+    """The largest divisor of n_rows up to `most`, so that all micro-batches of a step have one shape.
+
+    A new shape is compiled again, and a last micro-batch of one row keeps a device waiting. Where no divisor is
+    even half of `most` (31 rows of which 16 fit), small parts would cost more: then the last one is smaller.
+    """
+    if n_rows <= most:
+        return max(1, n_rows)
+    divisor = next(rows for rows in range(most, 0, -1) if n_rows % rows == 0)
+    return divisor if 2 * divisor >= most else -(-n_rows // -(-n_rows // most))
 
 
 def activation_bytes_per_token(model: ModelConfig, element_bytes: int) -> float:

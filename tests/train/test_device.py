@@ -15,7 +15,8 @@ from torch import nn
 from onesitting.config import DeviceConfig, ModelConfig, OptimConfig
 from onesitting.errors import UserError
 from onesitting.train import usage
-from onesitting.train.device import DevicePlan, compile_model, plan_device
+from onesitting.recipe import load_recipe, resolve
+from onesitting.train.device import DevicePlan, compile_model, even_rows, plan_device
 from onesitting.train.hardware import Hardware, detect
 from onesitting.train.optim import build_optimizer
 from onesitting.train.scaler import LossScaler
@@ -165,6 +166,31 @@ def test_micro_batch_shrinks_with_the_models_appetite_and_never_below_one_row():
     assert large.micro_batch_rows(10**6) == 1
     assert small.micro_batch_rows(256) == small.micro_batch_tokens // 256
     assert small.micro_batch_rows(256, 7) == 7
+
+
+def test_micro_batches_of_a_step_have_one_shape():
+    plan = plan_device(DeviceConfig(), replace(cuda((8, 6)), memory_bytes=8 * 2**30))
+    recipe = resolve(load_recipe("104m"), {})
+    plan = plan.for_model(replace(recipe.model, vocab_size=8192))
+    fits = plan.micro_batch_tokens // 1024
+    assert 64 % fits, "else this test shows nothing"
+    rows = plan.micro_batch_rows(1024, n_rows=64)
+    assert (rows <= fits, 64 % rows) == (True, 0)
+    assert plan.micro_batch_rows(1024, given=7, n_rows=64) == 7, "what is asked for is done"
+
+
+@pytest.mark.parametrize(
+    ("n_rows", "most", "rows"),
+    [(64, 7, 4), (64, 64, 64), (64, 100, 64), (12, 5, 4), (1, 8, 1), (31, 16, 16), (37, 3, 3), (30, 16, 15)],
+)
+def test_rows_are_cut_evenly_where_the_parts_do_not_get_much_smaller_by_it(n_rows, most, rows):
+    assert even_rows(n_rows, most) == rows
+
+
+def test_rows_of_pairs_stay_together():
+    plan = replace(plan_device(DeviceConfig(), cuda((8, 0))), micro_batch_tokens=5 * 64)
+    assert plan.micro_batch_rows(64, n_rows=12, together=2) == 4
+    assert replace(plan, most_rows=2).micro_batch_rows(64, 8, n_rows=12, together=2) == 2
 
 
 def test_this_machine_is_found():
