@@ -14,8 +14,8 @@ from torch import nn
 
 from onesitting.config import DeviceConfig, ModelConfig, OptimConfig
 from onesitting.errors import UserError
-from onesitting.train import usage
 from onesitting.recipe import load_recipe, resolve
+from onesitting.train import usage
 from onesitting.train.device import DevicePlan, compile_model, even_rows, plan_device
 from onesitting.train.hardware import Hardware, detect
 from onesitting.train.optim import build_optimizer
