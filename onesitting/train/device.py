@@ -26,6 +26,8 @@ ACTIVATION_SHARE = {"cpu": 0.25, "gpu": 0.6}
 """Share of memory that activations may fill; on a CPU the rest belongs to other programs too."""
 CPU_ACTIVATION_BYTES = 1.5e9
 """Most bytes of activations on a CPU, whatever the memory: the demo promises 3 GB for everything."""
+TF32_REASON = "; products round their factors to TensorFloat-32, several times faster on these tensor cores"
+"""8 bits of range and 10 of fraction, summed in float32: finer than bfloat16, which trains well here."""
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
 """Parameters of mallopt(3), from glibc's malloc.h."""
 
@@ -59,6 +61,8 @@ class DevicePlan:
     """Most tokens in one forward pass."""
     memory_bytes: int
     """Memory for activations."""
+    tf32: bool = False
+    """Whether float32 products may round their factors to TensorFloat-32."""
     most_rows: int = 0
     """Most rows in one forward pass, learned where memory ran out; 0: not limited by rows."""
     reasons: tuple[str, ...] = ()
@@ -74,8 +78,10 @@ class DevicePlan:
         return getattr(torch, self.dtype)
 
     def apply(self) -> None:
-        """Set this process's number of processor threads and, on a processor, what it does with freed memory."""
+        """Set this process's threads and float32 precision and, on a processor, what it does with freed memory."""
         torch.set_num_threads(self.threads)
+        if self.tf32:
+            torch.set_float32_matmul_precision("high")
         if self.device == "cpu":
             keep_freed_memory()
 
@@ -183,6 +189,8 @@ def plan_device(cfg: DeviceConfig, hardware: Hardware, place: Place | None = Non
         memory = min(CPU_ACTIVATION_BYTES, ACTIVATION_SHARE["cpu"] * hardware.ram_bytes) / local_world
     else:
         memory = ACTIVATION_SHARE["gpu"] * (hardware.memory_bytes or hardware.ram_bytes)
+    tf32 = kind == "cuda" and dtype == "float32" and hardware.capability >= (8, 0)
+    left_out = hardware.lacks_kernels() if cfg.device == "auto" else ""
     isolation = (
         "cheap: attention is a small part of a step" if gpu else "slow: plain causal attention is faster"
     )
@@ -197,8 +205,10 @@ def plan_device(cfg: DeviceConfig, hardware: Hardware, place: Place | None = Non
         threads=threads,
         micro_batch_tokens=GPU_MICRO_BATCH_TOKENS if gpu else CPU_MICRO_BATCH_TOKENS,
         memory_bytes=int(memory),
+        tf32=tf32,
         reasons=(
-            f"dtype {dtype}: {dtype_reason}",
+            *([f"not on {hardware.name}: {left_out}"] if left_out else []),
+            f"dtype {dtype}: {dtype_reason}{TF32_REASON if tf32 else ''}",
             f"{'compiled' if use_compile else 'not compiled'}: {compile_reason}",
             f"a document mask is {isolation}",
         ),
@@ -212,7 +222,7 @@ def pick_kind(asked: str, hardware: Hardware) -> str:
     """
     base, colon, index = asked.partition(":")
     if base == "auto":
-        return hardware.accelerator or "cpu"
+        return "cpu" if hardware.lacks_kernels() else hardware.accelerator or "cpu"
     if base == "cpu":
         return "cpu"
     if base in (hardware.accelerator, "cuda" if hardware.accelerator == "rocm" else ""):
@@ -226,6 +236,8 @@ def pick_kind(asked: str, hardware: Hardware) -> str:
                 f"device.device = {asked!r}: one of several cards is chosen from outside: set "
                 f"{variable.get(hardware.accelerator, 'CUDA_VISIBLE_DEVICES')}={index} and device.device={base}"
             )
+        if reason := hardware.lacks_kernels():
+            raise UserError(f"device.device = {asked!r}: {reason}; or use device.device=cpu")
         return hardware.accelerator
     found = hardware.accelerator or "only a processor"
     if base not in ("cuda", "rocm", "mps", "xpu"):

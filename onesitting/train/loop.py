@@ -31,7 +31,13 @@ from onesitting.train import distributed
 from onesitting.train.budget import StepTarget
 from onesitting.train.device import DevicePlan, compile_model
 from onesitting.train.display import Display
-from onesitting.train.memory import cut_further, refuse_sharded, release, unless_out_of_memory
+from onesitting.train.memory import (
+    cut_further,
+    describe_cut,
+    forget_attempt,
+    refuse_sharded,
+    unless_out_of_memory,
+)
 from onesitting.train.optim import MuonAdamW, build_optimizer
 from onesitting.train.parts import StepParts
 from onesitting.train.prefetch import Prefetch
@@ -39,7 +45,7 @@ from onesitting.train.signals import Interrupted, StopSignals
 from onesitting.train.stage import Stage
 from onesitting.train.state import FitResult, LoopState, means, step_seed
 from onesitting.train.tensorboard import open_tensorboard
-from onesitting.train.usage import peak_memory_bytes
+from onesitting.train.usage import peak_memory_bytes, reset_peak_memory
 
 MAX_BAD_STEPS = 3
 """Consecutive non-finite steps after which the loop goes back to a checkpoint at half the rate."""
@@ -119,6 +125,7 @@ class Loop:
         self.target = settings.target
         self.state = LoopState(lr_scale=settings.lr_scale)
         plan.apply()
+        reset_peak_memory(plan.torch_device)
         self.uncompiled_because = compile_model(model, plan)
         self.optimizer: MuonAdamW = build_optimizer(model, cfg.optim)
         self.scaler = plan.make_scaler()
@@ -185,28 +192,18 @@ class Loop:
         """`accumulate_once`, again with smaller micro-batches wherever memory runs out on any process."""
         while True:
             sums = unless_out_of_memory(lambda rows=batches: self.accumulate_once(rows, n_units, n_tokens))
-            if sums is None:
+            if sums is None and self.ranks.world > 1:
                 refuse_sharded(self.cfg.device.shard, self.state.step, self.stage.name)
             someone_failed = self.ranks.agree(sums is None)
             if sums is not None and not someone_failed:
                 return sums
-            batches = self.with_fewer_rows(batches, has_failed=sums is None)
-
-    def with_fewer_rows(self, batches: list[Any], *, has_failed: bool) -> list[Any]:
-        """The step's tokens in smaller micro-batches, and nothing left of the attempt that took too much memory."""
-        step, row_length = self.state.step, self.target.row_length(self.state.step)
-        self.optimizer.zero_grad()
-        moe.forget_counts(self.model)
-        release(self.plan.torch_device)
-        self.prefetch.forget()
-        place = step, row_length
-        batches = cut_further(self.stage, self.model, batches, place, self.ranks, has_failed=has_failed)
-        rows = max((batch.n_rows for batch in batches), default=0)
-        self.display.note(f"step {step}: memory ran out; from here on {rows} rows in a forward pass")
-        torch.manual_seed(
-            step_seed(self.cfg.seed, step, self.ranks.rank)
-        )  # the same draws as without the attempt
-        return batches
+            place = self.state.step, self.target.row_length(self.state.step)
+            forget_attempt(self.model, self.plan.torch_device)
+            self.prefetch.forget()
+            batches = cut_further(self.stage, self.model, batches, place, self.ranks, has_failed=sums is None)
+            self.display.note(describe_cut(place[0], batches))
+            # What is drawn must be what a step without the attempt draws.
+            torch.manual_seed(step_seed(self.cfg.seed, place[0], self.ranks.rank))
 
     def accumulate_once(self, batches: list[Any], n_units: int, n_tokens: int) -> dict[str, Tensor]:
         """Add the gradients of (sum of losses / n_units); returns the sums over this rank's micro-batches."""

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from onesitting.errors import UserError
+from onesitting.model.moe import forget_counts
 from onesitting.model.transformer import Transformer
 from onesitting.train.distributed import Ranks
 from onesitting.train.stage import Stage
@@ -34,8 +35,10 @@ def unless_out_of_memory(work: Callable[[], Any]) -> Any:
     return None
 
 
-def release(device: torch.device) -> None:
-    """Give the memory of dropped tensors back to the device, so that differently shaped ones find room."""
+def forget_attempt(model: Transformer, device: torch.device) -> None:
+    """Drop an attempt's gradients and counts, and give the memory back, so that tensors of other shapes find room."""
+    model.zero_grad(set_to_none=True)
+    forget_counts(model)
     gc.collect()
     if device.type != "cpu":
         torch.get_device_module(device).empty_cache()
@@ -70,6 +73,12 @@ def cut_further(
             "or model.context_length, choose a smaller model, or end what else uses the device's memory"
         )
     return smaller
+
+
+def describe_cut(step: int, batches: list[Any]) -> str:
+    """The note about it."""
+    rows = max((batch.n_rows for batch in batches), default=0)
+    return f"step {step}: memory ran out; from here on {rows} row{'s' if rows != 1 else ''} in a forward pass"
 
 
 def refuse_sharded(shard: str, step: int, name: str) -> None:

@@ -103,6 +103,81 @@ def test_a_system_that_tells_no_peak_of_memory_is_no_fault(monkeypatch: pytest.M
     assert usage.peak_memory_bytes(device) == 0
 
 
+CUDA_13 = ("sm_75", "sm_80", "sm_86", "sm_90", "sm_100", "sm_120", "compute_120")
+CUDA_12_6 = ("sm_50", "sm_60", "sm_70", "sm_75", "sm_80", "sm_86", "sm_90")
+
+
+@pytest.mark.parametrize(
+    ("capability", "kernels", "works"),
+    [
+        ((7, 0), CUDA_13, False),  # V100
+        ((6, 1), CUDA_13, False),  # Pascal
+        ((7, 0), CUDA_12_6, True),
+        ((6, 1), CUDA_12_6, True),  # by the code of 6.0
+        ((7, 5), CUDA_13, True),
+        ((8, 9), CUDA_13, True),  # by the code of 8.6
+        ((12, 0), CUDA_12_6, False),
+        ((12, 1), CUDA_13, True),
+        ((13, 0), CUDA_13, True),  # by the driver's compiler
+        ((9, 0), ("sm_90a",), True),
+        ((10, 0), ("sm_90a",), False),
+        ((7, 0), (), True),  # not known: tried
+    ],
+)
+def test_a_card_without_kernels_in_this_build_is_left_out_with_the_reason(capability, kernels, works):
+    hardware = replace(cuda(capability), name="Card", kernels=kernels)
+    plan = plan_device(DeviceConfig(), hardware)
+    assert plan.device == ("cuda" if works else "cpu")
+    if not works:
+        assert "has no kernels for Card" in plan.reasons[0]
+        with pytest.raises(UserError, match=r"no kernels for Card .* device\.device=cpu"):
+            plan_device(DeviceConfig(device="cuda"), hardware)
+        assert plan_device(DeviceConfig(device="cpu"), hardware).device == "cpu"
+    old = capability < (7, 5) and not works
+    assert ("CUDA 12.6" in hardware.lacks_kernels()) == old
+
+
+def test_kernels_of_rocm_are_those_of_the_very_card():
+    built = ("gfx90a:xnack-", "gfx942", "gfx1100")
+    assert plan_device(DeviceConfig(), replace(rocm("gfx942"), kernels=built)).device == "cuda"
+    assert plan_device(DeviceConfig(), replace(rocm("gfx90a"), kernels=built)).device == "cuda"
+    assert plan_device(DeviceConfig(), replace(rocm("gfx1030"), kernels=built)).device == "cpu"
+
+
+@pytest.mark.parametrize(
+    ("hardware", "dtype", "tf32"),
+    [
+        (cuda((8, 6)), "float32", True),
+        (cuda((8, 6)), "auto", False),
+        (cuda((7, 5)), "float32", False),
+        (OLD_CPU, "float32", False),
+        (rocm("gfx942"), "float32", False),
+    ],
+)
+def test_float32_on_ampere_and_later_uses_its_tensor_cores(monkeypatch, hardware, dtype, tf32):
+    plan, asked = plan_device(DeviceConfig(dtype=dtype), hardware), []
+    monkeypatch.setattr(torch, "set_float32_matmul_precision", asked.append)
+    monkeypatch.setattr(torch, "set_num_threads", lambda n: None)
+    plan.apply()
+    assert asked == (["high"] if tf32 else [])
+    assert ("TensorFloat-32" in plan.reasons[0]) == tf32
+
+
+@pytest.mark.parametrize("kind", ["cuda", "xpu"])
+def test_the_peak_of_a_gpus_memory_is_counted_anew_for_each_stage(monkeypatch, kind):
+    counter = SimpleNamespace(peak=5)
+    module = SimpleNamespace(
+        max_memory_allocated=lambda: counter.peak, reset_peak_memory_stats=lambda: setattr(counter, "peak", 0)
+    )
+    monkeypatch.setattr(torch, "get_device_module", lambda device: module)
+    assert usage.peak_memory_bytes(torch.device(kind)) == 5
+    usage.reset_peak_memory(torch.device(kind))
+    assert usage.peak_memory_bytes(torch.device(kind)) == 0
+    counter.peak = 7
+    usage.reset_peak_memory(torch.device("cpu"))
+    assert counter.peak == 7, "a processor's is not asked"
+
+
 def test_one_of_several_cards_is_chosen_from_outside():
     with pytest.raises(UserError, match=r"set CUDA_VISIBLE_DEVICES=1 and device\.device=cuda"):
         plan_device(DeviceConfig(device="cuda:1"), cuda((8, 0)))

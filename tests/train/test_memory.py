@@ -70,7 +70,7 @@ def test_a_step_that_took_too_much_memory_is_repeated_with_the_same_tokens(
     assert all(torch.equal(tight.read[step], calm.read[step]) for step in calm.read)
     assert notes == [
         "step 0: memory ran out; from here on 2 rows in a forward pass",
-        "step 0: memory ran out; from here on 1 rows in a forward pass",
+        "step 0: memory ran out; from here on 1 row in a forward pass",
     ]
 
 
