@@ -27,17 +27,10 @@ from onesitting.errors import UserError
 from onesitting.model import moe
 from onesitting.model.transformer import Transformer
 from onesitting.runlog import StageFolder, append_jsonl, keep_jsonl
-from onesitting.train import distributed
+from onesitting.train import distributed, memory
 from onesitting.train.budget import StepTarget
 from onesitting.train.device import DevicePlan, compile_model
 from onesitting.train.display import Display
-from onesitting.train.memory import (
-    cut_further,
-    describe_cut,
-    forget_attempt,
-    refuse_sharded,
-    unless_out_of_memory,
-)
 from onesitting.train.optim import MuonAdamW, build_optimizer
 from onesitting.train.parts import StepParts
 from onesitting.train.prefetch import Prefetch
@@ -45,7 +38,7 @@ from onesitting.train.signals import Interrupted, StopSignals
 from onesitting.train.stage import Stage
 from onesitting.train.state import FitResult, LoopState, means, step_seed
 from onesitting.train.tensorboard import open_tensorboard
-from onesitting.train.usage import peak_memory_bytes, reset_peak_memory
+from onesitting.train.usage import compile_seconds, peak_memory_bytes, reset_peak_memory
 
 MAX_BAD_STEPS = 3
 """Consecutive non-finite steps after which the loop goes back to a checkpoint at half the rate."""
@@ -126,6 +119,7 @@ class Loop:
         self.state = LoopState(lr_scale=settings.lr_scale)
         plan.apply()
         reset_peak_memory(plan.torch_device)
+        self.compiled_before_s = compile_seconds()  # by earlier stages
         self.uncompiled_because = compile_model(model, plan)
         self.optimizer: MuonAdamW = build_optimizer(model, cfg.optim)
         self.scaler = plan.make_scaler()
@@ -191,17 +185,21 @@ class Loop:
     def accumulate(self, batches: list[Any], n_units: int, n_tokens: int) -> dict[str, Tensor]:
         """`accumulate_once`, again with smaller micro-batches wherever memory runs out on any process."""
         while True:
-            sums = unless_out_of_memory(lambda rows=batches: self.accumulate_once(rows, n_units, n_tokens))
+            sums = memory.unless_out_of_memory(
+                lambda rows=batches: self.accumulate_once(rows, n_units, n_tokens)
+            )
             if sums is None and self.ranks.world > 1:
-                refuse_sharded(self.cfg.device.shard, self.state.step, self.stage.name)
+                memory.refuse_sharded(self.cfg.device.shard, self.state.step, self.stage.name)
             someone_failed = self.ranks.agree(sums is None)
             if sums is not None and not someone_failed:
                 return sums
             place = self.state.step, self.target.row_length(self.state.step)
-            forget_attempt(self.model, self.plan.torch_device)
+            memory.forget_attempt(self.model, self.plan.torch_device)
             self.prefetch.forget()
-            batches = cut_further(self.stage, self.model, batches, place, self.ranks, has_failed=sums is None)
-            self.display.note(describe_cut(place[0], batches))
+            batches = memory.cut_further(
+                self.stage, self.model, batches, place, self.ranks, has_failed=sums is None
+            )
+            self.display.note(memory.describe_cut(place[0], batches))
             # What is drawn must be what a step without the attempt draws.
             torch.manual_seed(step_seed(self.cfg.seed, place[0], self.ranks.rank))
 
@@ -285,6 +283,8 @@ class Loop:
             state.best_value, state.best_step = value, state.step
         if self.ranks.rank == 0:
             spent = {"evaluation_s": round(time.perf_counter() - began, 4)}
+            if compile_s := compile_seconds() - self.compiled_before_s:
+                spent["compile_s"] = round(compile_s, 4)
             self.write({"step": state.step, "tokens": state.tokens, "evaluation": state.evaluation, **spent})
             for text in texts:
                 append_jsonl(self.folder.samples_path, {"step": state.step, **text})
@@ -386,6 +386,7 @@ class Loop:
             tokens=state.tokens,
             seconds=state.elapsed_s,
             seconds_setup=state.first_step_s,
+            seconds_compile=compile_seconds() - self.compiled_before_s,
             tokens_per_s=state.tokens / training_s,
             final_loss=state.last_loss,
             skipped_steps=state.skipped_steps,

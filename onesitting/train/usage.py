@@ -1,4 +1,4 @@
-"""How much memory this process has used."""
+"""How much memory this process has used, and how long it has compiled."""
 
 import contextlib
 import sys
@@ -30,3 +30,13 @@ def peak_memory_bytes(device: torch.device) -> int:
         return 0
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024  # Linux counts KiB, macOS bytes
+
+
+def compile_seconds() -> float:
+    """Seconds that torch.compile has worked in this process so far, by its own account; 0.0: nothing was compiled."""
+    dynamo = sys.modules.get("torch._dynamo.utils")
+    if dynamo is None:
+        return 0.0
+    # Wall time of whole frames, forward and backward; within PyTorch, and so not promised to stay.
+    count = getattr(dynamo, "calculate_time_spent", dict[str, float])
+    return float(count().get("total_wall_time", 0.0))

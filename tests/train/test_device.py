@@ -4,6 +4,7 @@ import os
 import platform
 import subprocess
 import sys
+import time
 from contextlib import nullcontext
 from dataclasses import replace
 from types import SimpleNamespace
@@ -161,6 +162,12 @@ def test_float32_on_ampere_and_later_uses_its_tensor_cores(monkeypatch, hardware
     plan.apply()
     assert asked == (["high"] if tf32 else [])
     assert ("TensorFloat-32" in plan.reasons[0]) == tf32
+
+
+def test_the_compilers_own_seconds_are_counted():
+    before, began = usage.compile_seconds(), time.perf_counter()
+    torch.compile(lambda x: x.sin() + 1, backend="eager")(torch.zeros(3))
+    assert 0 < usage.compile_seconds() - before <= time.perf_counter() - began
 
 
 @pytest.mark.parametrize("kind", ["cuda", "xpu"])
