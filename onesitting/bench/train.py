@@ -30,6 +30,7 @@ from onesitting.train.device import detect, plan_device
 from onesitting.train.distributed import Ranks
 from onesitting.train.limit import CACHE, measure_matrix_limit
 from onesitting.train.loop import FitSettings, Loop
+from onesitting.train.probe import measured_plan
 from onesitting.train.usage import peak_memory_bytes, reset_peak_memory
 
 LONG_STEP_S = 2.0
@@ -120,6 +121,8 @@ def _make_loop(cfg: RunConfig, scratch: Path, cache: Path) -> tuple[Loop, str, i
     plan.apply()
     before = tree_memory_bytes(os.getpid())
     model = Transformer(model_cfg, seed=cfg.seed).to(plan.torch_device).train()
+    if not cfg.pretrain.micro_batch_rows:
+        plan = measured_plan(model, plan, cfg.pretrain.context_length or model_cfg.context_length)
     stage = PretrainStage(cfg, tokenizer, data, None, plan, ranks)
     target = StepTarget(cfg.pretrain, row_length=stage.row_length, n_rows=stage.n_rows, tokens=10**12)
     settings = FitSettings(

@@ -61,6 +61,8 @@ class DevicePlan:
     """Most tokens in one forward pass."""
     memory_bytes: int
     """Memory for activations."""
+    measures_memory: bool = False
+    """Whether the device tells its memory, so that a micro-batch can be measured before training (probe.py)."""
     tf32: bool = False
     """Whether float32 products may round their factors to TensorFloat-32."""
     most_rows: int = 0
@@ -205,6 +207,7 @@ def plan_device(cfg: DeviceConfig, hardware: Hardware, place: Place | None = Non
         threads=threads,
         micro_batch_tokens=GPU_MICRO_BATCH_TOKENS if gpu else CPU_MICRO_BATCH_TOKENS,
         memory_bytes=int(memory),
+        measures_memory=device == "cuda",
         tf32=tf32,
         reasons=(
             *([f"not on {hardware.name}: {left_out}"] if left_out else []),

@@ -39,6 +39,11 @@ def forget_attempt(model: Transformer, device: torch.device) -> None:
     """Drop an attempt's gradients and counts, and give the memory back, so that tensors of other shapes find room."""
     model.zero_grad(set_to_none=True)
     forget_counts(model)
+    release(device)
+
+
+def release(device: torch.device) -> None:
+    """Give the memory of dropped tensors back to the device."""
     gc.collect()
     if device.type != "cpu":
         torch.get_device_module(device).empty_cache()
