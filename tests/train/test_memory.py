@@ -1,5 +1,6 @@
 """Memory that runs out: the step is repeated in smaller pieces, and nothing else changes."""
 
+import threading
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -140,3 +141,43 @@ def test_routers_forget_the_tokens_of_a_failed_attempt(
     monkeypatch.setattr(loop.moe, "update_routers", watch)
     train(tmp_path, SmallMemory(fits=2), config(n_steps=2))
     assert counted == [[N_ROWS * 16 * 2] * 2] * 2
+
+
+class Neighbour:
+    """One of two processes, played by threads: a flag of either is seen by both."""
+
+    world = 2
+
+    def __init__(self, meeting: threading.Barrier, flags: list[bool]) -> None:
+        self.meeting, self.flags = meeting, flags
+
+    def agree(self, flag: bool) -> bool:
+        self.flags.append(flag)
+        self.meeting.wait(10)
+        return any(self.flags)
+
+
+@pytest.mark.parametrize(
+    ("first_rows", "outcomes"), [(4, [2, 2]), (1, [UserError, UserError])], ids=["both cut", "both end"]
+)
+def test_processes_cut_or_end_together_though_memory_ran_out_on_one(
+    first_rows: int, outcomes: list[Any]
+) -> None:
+    meeting, flags, found = threading.Barrier(2), [], {}
+
+    def process(rank: int) -> None:
+        stage = SmallMemory(fits=1, micro_rows=first_rows if rank == 0 else 4)
+        batches = stage.next_batches(None, 0, 16)
+        ranks: Any = Neighbour(meeting, flags)
+        try:
+            cut = cut_further(stage, None, batches, (0, 16), ranks, has_failed=rank == 0)
+            found[rank] = max(batch.n_rows for batch in cut)
+        except UserError:
+            found[rank] = UserError
+
+    threads = [threading.Thread(target=process, args=(rank,)) for rank in (0, 1)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(20)
+    assert [found[0], found[1]] == outcomes
