@@ -41,10 +41,11 @@ def _plan(argv: list[str]) -> None:
     from onesitting.cli_settings import parse_request, settings_parser
 
     parser = settings_parser("plan", COMMANDS["plan"].summary)
-    parser.add_argument(
-        "--measure", action="store_true", help="time a few real training steps for the estimate"
-    )
+    parser.add_argument("--measure", action="store_true", help="time a few real steps for the estimate")
+    parser.add_argument("--cards", action="store_true", help="instead: computed times on well-known cards")
     request = parse_request(parser, argv, _choose_size)
+    if request.options.cards:
+        return import_module("onesitting.cards").print_cards(request.cfg)
     from onesitting.plan import print_plan
 
     print_plan(request.cfg, request.recipe, request.options.measure)

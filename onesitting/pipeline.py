@@ -55,6 +55,7 @@ from onesitting.train.budget import StepTarget
 from onesitting.train.device import DevicePlan, detect, plan_device
 from onesitting.train.limit import measure_matrix_limit
 from onesitting.train.loop import FitSettings, fit
+from onesitting.train.probe import measured_plan
 from onesitting.train.signals import Interrupted
 
 BASE_SUITE_FROM_S = 150
@@ -199,6 +200,8 @@ class Run:
         plan = self.plan.for_model(model.cfg)
         if name not in COMPILED:
             plan = replace(plan, compile=False, compile_reason=f"rows of {name} differ in length")
+        elif not settings.micro_batch_rows and self.cfg.device.shard != "fsdp":
+            plan = measured_plan(model, plan, settings.context_length or model.cfg.context_length)
         n_adapter = n_adapter_parameters(model)
         with self.clock.phase("prepare"):
             stage = self.make_stage(name, plan)

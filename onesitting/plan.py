@@ -274,7 +274,9 @@ def _stages(
                 tokens=tokens,
                 step_tokens=step,
                 row_length=row_length,
-                micro_batch_rows=device.micro_batch_rows(row_length, settings.micro_batch_rows),
+                micro_batch_rows=device.micro_batch_rows(
+                    row_length, settings.micro_batch_rows, max(1, step // row_length)
+                ),
                 tokens_per_s=speed,
                 passes=passes,
             )

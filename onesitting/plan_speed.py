@@ -78,10 +78,8 @@ def measure_speed(cfg: RunConfig, model_cfg: ModelConfig, device: DevicePlan) ->
     model = Transformer(model_cfg, seed=0).to(device.torch_device).train()
     optimizer = build_optimizer(model, cfg.optim)
     length = cfg.pretrain.context_length or model_cfg.context_length
-    rows = min(
-        device.micro_batch_rows(length, cfg.pretrain.micro_batch_rows),
-        max(1, cfg.pretrain.step_tokens // length),
-    )
+    n_rows = max(1, cfg.pretrain.step_tokens // length)
+    rows = min(device.micro_batch_rows(length, cfg.pretrain.micro_batch_rows, n_rows), n_rows)
     ids = torch.randint(0, model_cfg.vocab_size, (rows, length + 1), device=device.torch_device)
 
     def micro_step() -> float:

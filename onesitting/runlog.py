@@ -59,6 +59,7 @@ METRICS: dict[str, str] = {
     "experts_unused": "experts, over all layers, that no token was sent to in the step",
     "evaluation": "validation: name -> value, `bits_per_byte` among them; on lines of its own",
     "evaluation_s": "seconds of that validation, samples included",
+    "compile_s": "seconds that torch.compile has worked so far, by its own account; absent where nothing was compiled",
 }
 """Names and meanings in metrics.jsonl. Every line has `step`, the others may be missing; null: not finite."""
 

@@ -267,16 +267,13 @@ def _filled(word: str, values: dict[str, str]) -> str:
 
 
 def _with_our_summary(result: Result, summary: Path) -> Result:
-    """What our own run writes at its end and other runners report: parameters, compilation, an accelerator's memory."""
+    """What our own run writes at its end and other runners report: parameters, an accelerator's memory."""
     if not (result.is_ours and summary.is_file()):
         return result
     values = json.loads(summary.read_text())
-    compile_s = values["seconds_setup"] if values.get("compiled") else 0.0
-    points = tuple(replace(point, compile_s=compile_s) for point in result.points)
     on_device = values.get("device_kind", "cpu") != "cpu"
     return replace(
         result,
-        points=points,
         n_parameters=values["n_parameters"],
         device_memory_bytes=values["peak_memory_bytes"] if on_device else 0,
     )

@@ -4,7 +4,6 @@ The steps are those of `train.loop.Loop`, the loop of every run: same batches, l
 is measured with the stopwatch off, the parts with it on.
 """
 
-import contextlib
 import json
 import os
 import statistics
@@ -14,7 +13,6 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch.profiler import ProfilerActivity, profile
 
 from onesitting.bench.corpus import bench_corpus
@@ -32,7 +30,8 @@ from onesitting.train.device import detect, plan_device
 from onesitting.train.distributed import Ranks
 from onesitting.train.limit import CACHE, measure_matrix_limit
 from onesitting.train.loop import FitSettings, Loop
-from onesitting.train.usage import peak_memory_bytes
+from onesitting.train.probe import measured_plan
+from onesitting.train.usage import peak_memory_bytes, reset_peak_memory
 
 LONG_STEP_S = 2.0
 """Steps that take longer are measured in smaller numbers: a large model on a processor needs minutes otherwise."""
@@ -93,11 +92,10 @@ def bench_train(
     plan = plan_device(cfg.device, detect()).for_model(sized_model(cfg))
     with tempfile.TemporaryDirectory(prefix="onesitting-bench-") as scratch:
         loop, words, before = _make_loop(cfg, Path(scratch), cache)
-        _forget_device_peak(plan.torch_device)
+        reset_peak_memory(plan.torch_device)  # measuring the limit took some, too
         speed = _measure(loop, cfg, words, steps)
         # The kernel's own mark: a thread that looked ten times a second cost two busy cores an eighth of their speed.
-        on_cpu = plan.device == "cpu"
-        peak = peak_memory_bytes(plan.torch_device) if on_cpu else _device_peak(plan.torch_device)
+        peak = peak_memory_bytes(plan.torch_device)
         if profile_to is not None:
             _profile(loop, profile_to)
         loop.prefetch.close()
@@ -123,6 +121,8 @@ def _make_loop(cfg: RunConfig, scratch: Path, cache: Path) -> tuple[Loop, str, i
     plan.apply()
     before = tree_memory_bytes(os.getpid())
     model = Transformer(model_cfg, seed=cfg.seed).to(plan.torch_device).train()
+    if not cfg.pretrain.micro_batch_rows:
+        plan = measured_plan(model, plan, cfg.pretrain.context_length or model_cfg.context_length)
     stage = PretrainStage(cfg, tokenizer, data, None, plan, ranks)
     target = StepTarget(cfg.pretrain, row_length=stage.row_length, n_rows=stage.n_rows, tokens=10**12)
     settings = FitSettings(
@@ -157,7 +157,8 @@ def _measure(loop: Loop, cfg: RunConfig, words: str, steps: int) -> TrainSpeed:
         row_length=stage.row_length,
         step_tokens=stage.row_length * stage.n_rows,
         micro_batch_rows=min(
-            stage.n_rows, loop.plan.micro_batch_rows(stage.row_length, cfg.pretrain.micro_batch_rows)
+            stage.n_rows,
+            stage.plan.micro_batch_rows(stage.row_length, cfg.pretrain.micro_batch_rows, stage.n_rows),
         ),
         compiled=loop.plan.compile and not loop.uncompiled_because,
         n_steps=len(seconds),
@@ -202,19 +203,6 @@ def _timed_parts(loop: Loop, steps: int) -> dict[str, float]:
     loop.parts.is_on = False
     parts = {name: loop.parts.seconds.get(name, 0.0) / steps for name in PARTS}
     return {**parts, "other": max(0.0, step_s - sum(parts.values()))}
-
-
-def _forget_device_peak(device: torch.device) -> None:
-    """Count the highest memory from here on: measuring the limit took some, too."""
-    with contextlib.suppress(AttributeError, RuntimeError):
-        torch.get_device_module(device).reset_peak_memory_stats()
-
-
-def _device_peak(device: torch.device) -> int:
-    """Highest memory that tensors took on the device; 0 where PyTorch does not count it."""
-    with contextlib.suppress(AttributeError, RuntimeError):
-        return torch.get_device_module(device).max_memory_allocated()
-    return 0
 
 
 def _profile(loop: Loop, path: Path) -> None:

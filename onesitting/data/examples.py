@@ -42,6 +42,11 @@ class Batch:
     soft: tuple[Tensor, Tensor] | None = None
 
     @property
+    def n_rows(self) -> int:
+        """B."""
+        return len(self.tokens)
+
+    @property
     def fraction_real(self) -> float:
         """Real tokens / places."""
         return self.n_tokens / self.tokens.numel()

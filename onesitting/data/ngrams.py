@@ -21,6 +21,8 @@ N_TOKENS = 16_000_000
 """Tokens that are counted, V = 4,096: for pairs 4 million leave 0.03 bits per byte, 48 million give 0.01 more."""
 DISCOUNT = 0.75
 """Taken from each count above zero, as usual for text."""
+LEAST = 2
+"""Times that a token followed two others, for it to be named."""
 WIDEST = 32
 """Followers of a context that are named, the likeliest first."""
 N_RUNS = 256
@@ -70,10 +72,10 @@ def count_bigrams(sources: Sources, vocab_size: int, n_tokens: int = N_TOKENS) -
 class Ngrams:
     """The likeliest tokens after each one and after each two, in at most n_tokens tokens."""
 
-    def __init__(self, sources: Sources, vocab_size: int, n_tokens: int = N_TOKENS) -> None:
+    def __init__(self, sources: Sources, vocab_size: int, n_tokens: int = 0) -> None:
         assert vocab_size <= 2**21, "three tokens in a number of 64 bits"
         V = self.vocab_size = vocab_size
-        kept = [tokens.astype(np.uint64) for tokens in samples(sources, n_tokens)]
+        kept = [tokens.astype(np.uint64) for tokens in samples(sources, n_tokens or N_TOKENS)]
         triples, counts = counted(
             np.concatenate([(ids[:-2] * np.uint64(V) + ids[1:-1]) * np.uint64(V) + ids[2:] for ids in kept])
         )
@@ -89,7 +91,7 @@ class Ngrams:
         nth, contexts = is_first.cumsum() - 1, context[is_first]
         totals = np.bincount(nth, weights=counts)
         self.left = (DISCOUNT * np.bincount(nth) / totals).astype(np.float32)  # (C,), for the shorter context
-        often = counts >= 2
+        often = counts >= LEAST
         nth, followers, p = _likeliest(nth[often], triples[often] % V, counts[often], totals)
         self.contexts = contexts  # (C,), in order
         self.starts = np.searchsorted(nth, np.arange(len(contexts) + 1))  # (C + 1,)

@@ -45,6 +45,11 @@ class PreferenceBatch:
     n_tokens: int
     baseline: float = 0.0
 
+    @property
+    def n_rows(self) -> int:
+        """B."""
+        return len(self.tokens)
+
     def to(self, device: torch.device | str) -> "PreferenceBatch":
         """The batch on a device."""
         moved = {

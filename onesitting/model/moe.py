@@ -196,6 +196,12 @@ def update_routers(model: nn.Module, sum_counts: Callable[[list[int]], list[int]
     }
 
 
+def forget_counts(model: nn.Module) -> None:
+    """Drop what the forward passes of an unfinished step left in the routers."""
+    for layer in moe_layers(model):
+        layer.counts = layer.probability_sum = None
+
+
 def router_state(model: nn.Module) -> dict[str, Tensor]:
     """What a checkpoint holds of the routers beside the weights: the load of each layer, by `router_load.LAYER`."""
     return {
@@ -210,7 +216,7 @@ def load_router_state(model: nn.Module, tensors: dict[str, Tensor]) -> None:
     for index, layer in enumerate(moe_layers(model)):
         load = tensors.pop(f"router_load.{index}", None)
         layer.load = None if load is None else load.to(layer.gate.weight.device)
-        layer.counts = layer.probability_sum = None
+    forget_counts(model)
 
 
 # ---- on disk -------------------------------------------------------------------------------------------------

@@ -77,6 +77,11 @@ class RLBatch:
         """A."""
         return len(self.rewards)
 
+    @property
+    def n_rows(self) -> int:
+        """B."""
+        return len(self.tokens)
+
     def to(self, device: torch.device) -> Self:
         """The batch on a device."""
         moved = {name: value.to(device) for name, value in vars(self).items() if isinstance(value, Tensor)}

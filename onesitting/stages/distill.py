@@ -58,6 +58,11 @@ class DistillBatch:
         """Real inputs."""
         return self.batch.n_tokens
 
+    @property
+    def n_rows(self) -> int:
+        """B."""
+        return self.batch.n_rows
+
     def to(self, device: torch.device | str) -> "DistillBatch":
         """The batch on a device."""
         return replace(self, batch=self.batch.to(device))
@@ -100,7 +105,7 @@ class DistillStage:
         """This rank's micro-batches of step `step`: rows of the data, then rows that the student writes now."""
         n_data = self.n_rows - self.n_own
         offset, count = rank_share(n_data, self.ranks.rank, self.ranks.world)
-        size = self.plan.micro_batch_rows(row_length, self.cfg.distill.micro_batch_rows)
+        size = self.plan.micro_batch_rows(row_length, self.cfg.distill.micro_batch_rows, count)
         batches: list[DistillBatch] = []
         for first in range(offset, offset + count, size):
             n = min(size, offset + count - first)

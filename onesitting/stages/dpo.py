@@ -129,7 +129,8 @@ class DPOStage:
             self.data.train, row_length=row_length, seed=seed, first_row=step * n_packed + offset, n_rows=count,
             paired=paired,
         )  # fmt: skip
-        size = max(1, self.plan.micro_batch_rows(row_length, self.cfg.dpo.micro_batch_rows) // sides)
+        given, n_rows = self.cfg.dpo.micro_batch_rows, sides * len(rows)
+        size = max(1, self.plan.micro_batch_rows(row_length, given, n_rows, together=sides) // sides)
         groups = [rows[i : i + size] for i in range(0, len(rows), size)]
         batches = [
             preference_rows(self.data.train, group, row_length=row_length, seed=seed, paired=paired)

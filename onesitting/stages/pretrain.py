@@ -87,7 +87,8 @@ class PretrainStage:
         batch = concatenate(parts)
         if row_length != self.row_length:
             batch = batch.reshape_rows(row_length)
-        parts = batch.split(self.plan.micro_batch_rows(row_length, self.cfg.pretrain.micro_batch_rows))
+        size = self.plan.micro_batch_rows(row_length, self.cfg.pretrain.micro_batch_rows, batch.n_rows)
+        parts = batch.split(size)
         return [self.softened(part) for part in parts]
 
     def softened(self, batch: Batch) -> Batch:

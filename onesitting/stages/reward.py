@@ -95,7 +95,8 @@ class RewardStage:
             self.data.train, row_length=row_length, seed=seed, first_row=step * n_packed + offset, n_rows=count,
             paired=True, whole=True,
         )  # fmt: skip
-        size = max(1, self.plan.micro_batch_rows(row_length, self.cfg.reward.micro_batch_rows) // 2)
+        given, n_rows = self.cfg.reward.micro_batch_rows, 2 * len(rows)
+        size = max(1, self.plan.micro_batch_rows(row_length, given, n_rows, together=2) // 2)
         groups = [rows[i : i + size] for i in range(0, len(rows), size)]
         return [
             preference_rows(self.data.train, group, row_length=row_length, seed=seed, paired=True, whole=True)

@@ -51,7 +51,10 @@ class SFTStage:
         ]
         if not parts:
             return []
-        return concatenate(parts).split(self.plan.micro_batch_rows(row_length, self.cfg.sft.micro_batch_rows))
+        batch = concatenate(parts)
+        return batch.split(
+            self.plan.micro_batch_rows(row_length, self.cfg.sft.micro_batch_rows, batch.n_rows)
+        )
 
     def max_steps(self) -> int | None:
         """Optimizer steps in `sft.max_epochs` passes over the training conversations."""

@@ -27,6 +27,8 @@ ACTIVATION_SHARE = {"cpu": 0.25, "gpu": 0.6}
 """Share of memory that activations may fill; on a CPU the rest belongs to other programs too."""
 CPU_ACTIVATION_BYTES = 1.5e9
 """Most bytes of activations on a CPU, whatever the memory: the demo promises 3 GB for everything."""
+TF32_REASON = "; products round their factors to TensorFloat-32, several times faster on these tensor cores"
+"""8 bits of range and 10 of fraction, summed in float32: finer than bfloat16, which trains well here."""
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
 """Parameters of mallopt(3), from glibc's malloc.h."""
 
@@ -60,6 +62,12 @@ class DevicePlan:
     """Most tokens in one forward pass."""
     memory_bytes: int
     """Memory for activations."""
+    measures_memory: bool = False
+    """Whether the device tells its memory, so that a micro-batch can be measured before training (probe.py)."""
+    tf32: bool = False
+    """Whether float32 products may round their factors to TensorFloat-32."""
+    most_rows: int = 0
+    """Most rows in one forward pass, learned where memory ran out; 0: not limited by rows."""
     reasons: tuple[str, ...] = ()
 
     @property
@@ -73,8 +81,10 @@ class DevicePlan:
         return getattr(torch, self.dtype)
 
     def apply(self) -> None:
-        """Set this process's number of processor threads and, on a processor, what it does with freed memory."""
+        """Set this process's threads and float32 precision and, on a processor, what it does with freed memory."""
         torch.set_num_threads(self.threads)
+        if self.tf32:
+            torch.set_float32_matmul_precision("high")
         if self.device == "cpu":
             keep_freed_memory()
 
@@ -93,9 +103,18 @@ class DevicePlan:
         fits = int(self.memory_bytes / activation_bytes_per_token(model, element_bytes, on_gpu=on_gpu))
         return replace(self, micro_batch_tokens=max(1, min(self.micro_batch_tokens, fits)))
 
-    def micro_batch_rows(self, row_length: int, given: int = 0) -> int:
-        """Rows in one forward pass: as given, else as many as micro_batch_tokens allows, at least 1."""
-        return given or max(1, self.micro_batch_tokens // row_length)
+    def micro_batch_rows(self, row_length: int, given: int = 0, n_rows: int = 0, together: int = 1) -> int:
+        """Rows in one forward pass: as given, else as many as micro_batch_tokens allows, at least 1.
+
+        n_rows: rows that this process has in a step, to be cut into equal parts; 0: any number. together: rows that
+        stay in one forward pass, such as the two of a pair.
+        """
+        most = given or max(1, self.micro_batch_tokens // row_length)
+        if self.most_rows:
+            most = min(most, self.most_rows)
+        if n_rows and (self.most_rows or not given):
+            most = together * even_rows(n_rows // together, max(1, most // together))
+        return most
 
     def describe(self) -> str:
         """One line for people: `AMD EPYC, 2 threads, bfloat16`."""
@@ -128,6 +147,18 @@ def keep_freed_memory() -> bool:
         return False
     is_set = any(mallopt(M_MMAP_THRESHOLD, size) for size in (2**30, 2**25))  # older ones take 32 MB at most
     return is_set and bool(mallopt(M_TRIM_THRESHOLD, 2**31 - 1))
+
+
+def even_rows(n_rows: int, most: int) -> int:
+    """The largest divisor of n_rows up to `most`, so that all micro-batches of a step have one shape.
+
+    A new shape is compiled again, and a last micro-batch of one row keeps a device waiting. Where no divisor is
+    even half of `most` (31 rows of which 16 fit), small parts would cost more: then the last one is smaller.
+    """
+    if n_rows <= most:
+        return max(1, n_rows)
+    divisor = next(rows for rows in range(most, 0, -1) if n_rows % rows == 0)
+    return divisor if 2 * divisor >= most else -(-n_rows // -(-n_rows // most))
 
 
 def activation_bytes_per_token(model: ModelConfig, element_bytes: int, *, on_gpu: bool = False) -> float:
@@ -167,6 +198,8 @@ def plan_device(cfg: DeviceConfig, hardware: Hardware, place: Place | None = Non
         memory = min(CPU_ACTIVATION_BYTES, ACTIVATION_SHARE["cpu"] * hardware.ram_bytes) / local_world
     else:
         memory = ACTIVATION_SHARE["gpu"] * (hardware.memory_bytes or hardware.ram_bytes)
+    tf32 = kind == "cuda" and dtype == "float32" and hardware.capability >= (8, 0)
+    left_out = hardware.lacks_kernels() if cfg.device == "auto" else ""
     return DevicePlan(
         device=device,
         name=hardware.cpu_name if kind == "cpu" else hardware.name,
@@ -178,8 +211,11 @@ def plan_device(cfg: DeviceConfig, hardware: Hardware, place: Place | None = Non
         threads=threads,
         micro_batch_tokens=GPU_MICRO_BATCH_TOKENS if gpu else CPU_MICRO_BATCH_TOKENS,
         memory_bytes=int(memory),
+        measures_memory=device == "cuda",
+        tf32=tf32,
         reasons=(
-            f"dtype {dtype}: {dtype_reason}",
+            *([f"not on {hardware.name}: {left_out}"] if left_out else []),
+            f"dtype {dtype}: {dtype_reason}{TF32_REASON if tf32 else ''}",
             f"{'compiled' if use_compile else 'not compiled'}: {compile_reason}",
             f"a document mask is {_mask_price(kind, hardware, dtype, use_compile)}",
         ),
@@ -203,7 +239,7 @@ def pick_kind(asked: str, hardware: Hardware) -> str:
     """
     base, colon, index = asked.partition(":")
     if base == "auto":
-        return hardware.accelerator or "cpu"
+        return "cpu" if hardware.lacks_kernels() else hardware.accelerator or "cpu"
     if base == "cpu":
         return "cpu"
     if base in (hardware.accelerator, "cuda" if hardware.accelerator == "rocm" else ""):
@@ -217,6 +253,8 @@ def pick_kind(asked: str, hardware: Hardware) -> str:
                 f"device.device = {asked!r}: one of several cards is chosen from outside: set "
                 f"{variable.get(hardware.accelerator, 'CUDA_VISIBLE_DEVICES')}={index} and device.device={base}"
             )
+        if reason := hardware.lacks_kernels():
+            raise UserError(f"device.device = {asked!r}: {reason}; or use device.device=cpu")
         return hardware.accelerator
     found = hardware.accelerator or "only a processor"
     if base not in ("cuda", "rocm", "mps", "xpu"):

@@ -25,6 +25,8 @@ class Hardware:
     """CUDA compute capability: (7, 0) Volta, (7, 5) Turing, (8, 0) Ampere, (8, 9) Ada, (9, 0) Hopper."""
     arch: str = ""
     """ROCm architecture: gfx90a, gfx942, gfx1100."""
+    kernels: tuple[str, ...] = ()
+    """What this build of PyTorch holds code for: sm_75, compute_90, gfx90a; empty: not known."""
     n_devices: int = 0
     """Accelerators on this machine."""
     memory_bytes: int = 0
@@ -43,6 +45,40 @@ class Hardware:
     """Whether Python.h is there; compiled processor code includes it."""
     triton: bool = False
     """Whether Triton, which compiles for GPUs, is installed."""
+
+    def lacks_kernels(self) -> str:
+        """Why this build of PyTorch cannot compute on the accelerator; empty if it can, or if that is not known.
+
+        Code for sm_XY runs on cards of the same generation X from XY on; compute_XY is compiled by the driver for
+        any later one; a letter at the end (sm_90a) means that one card alone.
+        Source: CUDA C++ programming guide, "binary compatibility" and "PTX compatibility".
+        """
+        if self.accelerator == "rocm":
+            fits = any(self.arch == name.split(":")[0] for name in self.kernels)
+            mine = self.arch
+        else:
+            fits = any(_runs_on(name, self.capability) for name in self.kernels)
+            mine = f"compute capability {'.'.join(map(str, self.capability))}"
+        if not self.kernels or fits:
+            return ""
+        version = torch.version.hip or torch.version.cuda or ""
+        older = self.accelerator == "cuda" and self.capability < (7, 5)
+        advice = "a build for CUDA 12.6 has them" if older else "a newer or an older build may have them"
+        return (
+            f"this PyTorch ({torch.__version__}{f', {version}' if version else ''}) has no kernels for {self.name} "
+            f"({mine}), only for {', '.join(self.kernels)}; {advice} (https://pytorch.org/get-started)"
+        )
+
+
+def _runs_on(name: str, capability: tuple[int, int]) -> bool:
+    """Whether code named sm_XY or compute_XY runs on a card of this compute capability."""
+    kind, _, number = name.partition("_")
+    if not number.isdigit():  # sm_90a
+        return kind == "sm" and number[:-1] == "".join(map(str, capability))
+    version = int(number[:-1]), int(number[-1])
+    if kind == "compute":
+        return version <= capability
+    return version[0] == capability[0] and version[1] <= capability[1]
 
 
 @cache
@@ -71,6 +107,7 @@ def _accelerator() -> dict[str, Any]:
             "name": properties.name,
             "capability": (properties.major, properties.minor),
             "arch": getattr(properties, "gcnArchName", "").split(":")[0] if torch.version.hip else "",
+            "kernels": tuple(torch.cuda.get_arch_list()),
             "n_devices": torch.cuda.device_count(),
             "memory_bytes": properties.total_memory,
         }

@@ -27,7 +27,7 @@ from onesitting.errors import UserError
 from onesitting.model import moe
 from onesitting.model.transformer import PLAIN, Transformer
 from onesitting.runlog import StageFolder, append_jsonl, keep_jsonl
-from onesitting.train import distributed
+from onesitting.train import distributed, memory
 from onesitting.train.budget import StepTarget
 from onesitting.train.compiler import added_breaks, failures, graph_breaks
 from onesitting.train.device import DevicePlan, compile_model
@@ -39,7 +39,7 @@ from onesitting.train.signals import Interrupted, StopSignals
 from onesitting.train.stage import Stage
 from onesitting.train.state import FitResult, LoopState, host_values, means, step_seed
 from onesitting.train.tensorboard import open_tensorboard
-from onesitting.train.usage import peak_memory_bytes
+from onesitting.train.usage import compile_seconds, peak_memory_bytes, reset_peak_memory
 
 MAX_BAD_STEPS = 3
 """Consecutive non-finite steps after which the loop goes back to a checkpoint at half the rate."""
@@ -120,6 +120,8 @@ class Loop:
         self.state = LoopState(lr_scale=settings.lr_scale)
         plan.apply()
         self.breaks_before = graph_breaks() if plan.compile else {}
+        reset_peak_memory(plan.torch_device)
+        self.compiled_before_s = compile_seconds()  # by earlier stages
         self.uncompiled_because = compile_model(model, plan)
         self.optimizer: MuonAdamW = build_optimizer(model, cfg.optim)
         self.scaler = plan.make_scaler()
@@ -185,6 +187,27 @@ class Loop:
         }
 
     def accumulate(self, batches: list[Any], n_units: int, n_tokens: int) -> dict[str, Tensor]:
+        """`accumulate_once`, again with smaller micro-batches wherever memory runs out on any process."""
+        while True:
+            sums = memory.unless_out_of_memory(
+                lambda rows=batches: self.accumulate_once(rows, n_units, n_tokens)
+            )
+            if sums is None and self.ranks.world > 1:
+                memory.refuse_sharded(self.cfg.device.shard, self.state.step, self.stage.name)
+            someone_failed = self.ranks.agree(sums is None)
+            if sums is not None and not someone_failed:
+                return sums
+            place = self.state.step, self.target.row_length(self.state.step)
+            memory.forget_attempt(self.model, self.plan.torch_device)
+            self.prefetch.forget()
+            batches = memory.cut_further(
+                self.stage, self.model, batches, place, self.ranks, has_failed=sums is None
+            )
+            self.display.note(memory.describe_cut(place[0], batches))
+            # What is drawn must be what a step without the attempt draws.
+            torch.manual_seed(step_seed(self.cfg.seed, place[0], self.ranks.rank))
+
+    def accumulate_once(self, batches: list[Any], n_units: int, n_tokens: int) -> dict[str, Tensor]:
         """Add the gradients of (sum of losses / n_units); returns the sums over this rank's micro-batches."""
         device = self.plan.torch_device
         sums: dict[str, Tensor] = {"loss": torch.zeros((), device=device)}
@@ -277,6 +300,8 @@ class Loop:
             state.best_value, state.best_step = value, state.step
         if self.ranks.rank == 0:
             spent = {"evaluation_s": round(time.perf_counter() - began, 4)}
+            if compile_s := compile_seconds() - self.compiled_before_s:
+                spent["compile_s"] = round(compile_s, 4)
             self.write({"step": state.step, "tokens": state.tokens, "evaluation": state.evaluation, **spent})
             for text in texts:
                 append_jsonl(self.folder.samples_path, {"step": state.step, **text})
@@ -379,6 +404,7 @@ class Loop:
             tokens=state.tokens,
             seconds=state.elapsed_s,
             seconds_setup=state.first_step_s,
+            seconds_compile=compile_seconds() - self.compiled_before_s,
             tokens_per_s=state.tokens / training_s,
             final_loss=state.last_loss,
             skipped_steps=state.skipped_steps,

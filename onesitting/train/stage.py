@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from onesitting.model.transformer import Transformer
+from onesitting.train.device import DevicePlan
 
 
 class TrainBatch(Protocol):
@@ -15,6 +16,8 @@ class TrainBatch(Protocol):
     """Tokens, pairs or sequences that the loss sums over."""
     n_tokens: int
     """Real tokens, without padding."""
+    n_rows: int
+    """Rows in the forward pass."""
 
     def to(self, device: torch.device) -> Self:
         """The same batch on a device."""
@@ -29,6 +32,8 @@ class Stage(Protocol):
     cycle: int
     """Optimizer steps on one set of data that the model itself makes (rollouts); checkpoints are written between
     sets, so that a set is made anew after a kill. 0: data does not depend on the model, and is read ahead."""
+    plan: DevicePlan
+    """How rows are cut into micro-batches; the loop lowers its `most_rows` where memory runs out."""
 
     def next_batches(self, model: Transformer, step: int, row_length: int) -> list[Any]:
         """This process's micro-batches of optimizer step `step`."""

@@ -38,6 +38,9 @@ class FitResult:
     tokens: int
     seconds: float
     seconds_setup: float
+    """Until the first step was done: reading, warming up, and whatever was compiled by then."""
+    seconds_compile: float
+    """Of torch.compile's work in this process, by its own account; 0.0 where nothing was compiled."""
     tokens_per_s: float
     final_loss: float
     skipped_steps: int

@@ -10,12 +10,13 @@ import time
 import xml.etree.ElementTree as ET
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
 from onesitting.bench.processes import MemoryWatch, descendants, run_watched
-from onesitting.bench.race import prepare_course, run_race
+from onesitting.bench.race import Reports, _with_our_summary, prepare_course, run_race
 from onesitting.bench.race_result import Point, Result, bits_per_byte, race_targets, ratios, standings
 from onesitting.bench.race_spec import load_race
 from onesitting.bench.race_text import draw_race
@@ -250,6 +251,8 @@ settings = { budget = "tokens=4096", device.device = "cpu", evaluation.every_fra
     record = json.loads((folder / "races/race/results.json").read_text())
     result = next(r for r in record["results"] if r["runner"] == "ours")
     summary = json.loads((folder / "races/race/runs/ours-s0/run/pretrain/summary.json").read_text())
+    assert summary["seconds_compile"] == 0.0 < summary["seconds_setup"]
+    assert {point["compile_s"] for point in result["points"]} == {0.0}
     assert result["points"][-1]["bits_per_byte"] == pytest.approx(summary["bits_per_byte"], rel=1e-6)
     assert result["points"][-1]["tokens"] == summary["tokens"]
     assert result["n_parameters"] == summary["n_parameters"]
@@ -261,6 +264,24 @@ settings = { budget = "tokens=4096", device.device = "cpu", evaluation.every_fra
 
 
 # ---- arithmetic --------------------------------------------------------------------------------------------
+
+
+def test_of_our_runs_the_time_that_the_compiler_counts_is_taken_out_and_no_more(tmp_path):
+    course = SimpleNamespace(n_val_tokens=300, n_val_bytes=900)
+    reports = Reports(course, None, [])
+    first = {"evaluation": {"val_nats_per_token": 2.0}, "tokens": 100, "evaluation_s": 1.0}
+    reports.add(first | {"compile_s": 12.5}, 40.0)
+    reports.add(first | {"compile_s": 14.0, "tokens": 200}, 60.0)
+    assert [(p.seconds, p.compile_s) for p in reports.points] == [(27.5, 12.5), (46.0, 14.0)]
+    plain = Reports(course, None, [])
+    plain.add(first, 40.0)  # a processor: nothing is compiled, and the first step counts
+    assert plain.points[0].seconds == 40.0
+    summary = tmp_path / "summary.json"
+    values = {"compiled": True, "seconds_setup": 30.0, "n_parameters": 5, "peak_memory_bytes": 7}
+    summary.write_text(json.dumps(values | {"device_kind": "cuda"}))
+    result = replace(run_of("ours", 0, (10, 2.0), ours=True), points=tuple(reports.points))
+    done = _with_our_summary(result, summary)
+    assert (done.points, done.n_parameters, done.device_memory_bytes) == (tuple(reports.points), 5, 7)
 
 
 def run_of(runner: str, seed: int, *points: tuple[float, float], ours: bool = False, compile_s: float = 0.0):

@@ -4,6 +4,7 @@ import os
 import platform
 import subprocess
 import sys
+import time
 from contextlib import nullcontext
 from dataclasses import replace
 from types import SimpleNamespace
@@ -14,8 +15,9 @@ from torch import nn
 
 from onesitting.config import DeviceConfig, ModelConfig, OptimConfig
 from onesitting.errors import UserError
+from onesitting.recipe import load_recipe, resolve
 from onesitting.train import usage
-from onesitting.train.device import DevicePlan, compile_model, plan_device
+from onesitting.train.device import DevicePlan, compile_model, even_rows, plan_device
 from onesitting.train.hardware import Hardware, detect
 from onesitting.train.optim import build_optimizer
 from onesitting.train.scaler import LossScaler
@@ -102,6 +104,87 @@ def test_a_system_that_tells_no_peak_of_memory_is_no_fault(monkeypatch: pytest.M
     assert usage.peak_memory_bytes(device) == 0
 
 
+CUDA_13 = ("sm_75", "sm_80", "sm_86", "sm_90", "sm_100", "sm_120", "compute_120")
+CUDA_12_6 = ("sm_50", "sm_60", "sm_70", "sm_75", "sm_80", "sm_86", "sm_90")
+
+
+@pytest.mark.parametrize(
+    ("capability", "kernels", "works"),
+    [
+        ((7, 0), CUDA_13, False),  # V100
+        ((6, 1), CUDA_13, False),  # Pascal
+        ((7, 0), CUDA_12_6, True),
+        ((6, 1), CUDA_12_6, True),  # by the code of 6.0
+        ((7, 5), CUDA_13, True),
+        ((8, 9), CUDA_13, True),  # by the code of 8.6
+        ((12, 0), CUDA_12_6, False),
+        ((12, 1), CUDA_13, True),
+        ((13, 0), CUDA_13, True),  # by the driver's compiler
+        ((9, 0), ("sm_90a",), True),
+        ((10, 0), ("sm_90a",), False),
+        ((7, 0), (), True),  # not known: tried
+    ],
+)
+def test_a_card_without_kernels_in_this_build_is_left_out_with_the_reason(capability, kernels, works):
+    hardware = replace(cuda(capability), name="Card", kernels=kernels)
+    plan = plan_device(DeviceConfig(), hardware)
+    assert plan.device == ("cuda" if works else "cpu")
+    if not works:
+        assert "has no kernels for Card" in plan.reasons[0]
+        with pytest.raises(UserError, match=r"no kernels for Card .* device\.device=cpu"):
+            plan_device(DeviceConfig(device="cuda"), hardware)
+        assert plan_device(DeviceConfig(device="cpu"), hardware).device == "cpu"
+    old = capability < (7, 5) and not works
+    assert ("CUDA 12.6" in hardware.lacks_kernels()) == old
+
+
+def test_kernels_of_rocm_are_those_of_the_very_card():
+    built = ("gfx90a:xnack-", "gfx942", "gfx1100")
+    assert plan_device(DeviceConfig(), replace(rocm("gfx942"), kernels=built)).device == "cuda"
+    assert plan_device(DeviceConfig(), replace(rocm("gfx90a"), kernels=built)).device == "cuda"
+    assert plan_device(DeviceConfig(), replace(rocm("gfx1030"), kernels=built)).device == "cpu"
+
+
+@pytest.mark.parametrize(
+    ("hardware", "dtype", "tf32"),
+    [
+        (cuda((8, 6)), "float32", True),
+        (cuda((8, 6)), "auto", False),
+        (cuda((7, 5)), "float32", False),
+        (OLD_CPU, "float32", False),
+        (rocm("gfx942"), "float32", False),
+    ],
+)
+def test_float32_on_ampere_and_later_uses_its_tensor_cores(monkeypatch, hardware, dtype, tf32):
+    plan, asked = plan_device(DeviceConfig(dtype=dtype), hardware), []
+    monkeypatch.setattr(torch, "set_float32_matmul_precision", asked.append)
+    monkeypatch.setattr(torch, "set_num_threads", lambda n: None)
+    plan.apply()
+    assert asked == (["high"] if tf32 else [])
+    assert ("TensorFloat-32" in plan.reasons[0]) == tf32
+
+
+def test_the_compilers_own_seconds_are_counted():
+    before, began = usage.compile_seconds(), time.perf_counter()
+    torch.compile(lambda x: x.sin() + 1, backend="eager")(torch.zeros(3))
+    assert 0 < usage.compile_seconds() - before <= time.perf_counter() - began
+
+
+@pytest.mark.parametrize("kind", ["cuda", "xpu"])
+def test_the_peak_of_a_gpus_memory_is_counted_anew_for_each_stage(monkeypatch, kind):
+    counter = SimpleNamespace(peak=5)
+    module = SimpleNamespace(
+        max_memory_allocated=lambda: counter.peak, reset_peak_memory_stats=lambda: setattr(counter, "peak", 0)
+    )
+    monkeypatch.setattr(torch, "get_device_module", lambda device: module)
+    assert usage.peak_memory_bytes(torch.device(kind)) == 5
+    usage.reset_peak_memory(torch.device(kind))
+    assert usage.peak_memory_bytes(torch.device(kind)) == 0
+    counter.peak = 7
+    usage.reset_peak_memory(torch.device("cpu"))
+    assert counter.peak == 7, "a processor's is not asked"
+
+
 def test_one_of_several_cards_is_chosen_from_outside():
     with pytest.raises(UserError, match=r"set CUDA_VISIBLE_DEVICES=1 and device\.device=cuda"):
         plan_device(DeviceConfig(device="cuda:1"), cuda((8, 0)))
@@ -165,6 +248,31 @@ def test_micro_batch_shrinks_with_the_models_appetite_and_never_below_one_row():
     assert large.micro_batch_rows(10**6) == 1
     assert small.micro_batch_rows(256) == small.micro_batch_tokens // 256
     assert small.micro_batch_rows(256, 7) == 7
+
+
+def test_micro_batches_of_a_step_have_one_shape():
+    plan = plan_device(DeviceConfig(), replace(cuda((8, 6)), memory_bytes=8 * 2**30))
+    recipe = resolve(load_recipe("104m"), {})
+    plan = plan.for_model(replace(recipe.model, vocab_size=8192))
+    fits = plan.micro_batch_tokens // 1024
+    assert 64 % fits, "else this test shows nothing"
+    rows = plan.micro_batch_rows(1024, n_rows=64)
+    assert (rows <= fits, 64 % rows) == (True, 0)
+    assert plan.micro_batch_rows(1024, given=7, n_rows=64) == 7, "what is asked for is done"
+
+
+@pytest.mark.parametrize(
+    ("n_rows", "most", "rows"),
+    [(64, 7, 4), (64, 64, 64), (64, 100, 64), (12, 5, 4), (1, 8, 1), (31, 16, 16), (37, 3, 3), (30, 16, 15)],
+)
+def test_rows_are_cut_evenly_where_the_parts_do_not_get_much_smaller_by_it(n_rows, most, rows):
+    assert even_rows(n_rows, most) == rows
+
+
+def test_rows_of_pairs_stay_together():
+    plan = replace(plan_device(DeviceConfig(), cuda((8, 0))), micro_batch_tokens=5 * 64)
+    assert plan.micro_batch_rows(64, n_rows=12, together=2) == 4
+    assert replace(plan, most_rows=2).micro_batch_rows(64, 8, n_rows=12, together=2) == 2
 
 
 def test_this_machine_is_found():
