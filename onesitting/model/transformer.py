@@ -68,6 +68,10 @@ def make_norm(cfg: ModelConfig) -> RMSNorm | LayerNorm:
 
 SHARED = -2
 """Number of the "document" that all documents behind it in its row see: a prompt before several replies."""
+UNUSED = -1
+"""Number of the "document" that pads a row; `data.tokens.PADDING`, which this layer does not know."""
+UNTRAINED = -100
+"""Target of a place that is not trained; `data.examples.IGNORED`."""
 
 
 def document_positions(doc_ids: Tensor) -> Tensor:
@@ -149,6 +153,8 @@ class Context(NamedTuple):
     """(B, 1, T, S) to add to attention scores; None: causal attention within the row."""
     cache: "KVCache | None"
     """Keys and values of earlier tokens."""
+    real: Tensor | None = None
+    """(B, T) bool, the tokens that a mixture's balance counts; None: all."""
 
 
 class Block(nn.Module):
@@ -164,7 +170,8 @@ class Block(nn.Module):
     def forward(self, x: Tensor, layer: int, context: Context) -> Tensor:
         """(B, T, d_model) -> (B, T, d_model)."""
         x = x + self.self_attn(self.input_layernorm(x), layer, context)
-        return x + self.mlp(self.post_attention_layernorm(x))
+        normed = self.post_attention_layernorm(x)
+        return x + (self.mlp(normed, context.real) if isinstance(self.mlp, MoE) else self.mlp(normed))
 
 
 class Trunk(nn.Module):
@@ -232,7 +239,9 @@ class Transformer(nn.Module):
         targets: (B, T) ids of the tokens to predict, -100 where nothing is trained; the sum is in nats.
         The other arguments are those of `hidden`.
         """
-        x = self.hidden(tokens, doc_ids=doc_ids, positions=positions)
+        # In rows without documents all but the unused end of the last one is trained.
+        real = targets != UNTRAINED if targets is not None and doc_ids is None else None
+        x = self.hidden(tokens, doc_ids=doc_ids, positions=positions, real=real)
         if targets is not None:
             return cross_entropy_sum(x.flatten(0, 1), self.output_weight, targets.flatten())
         return self.logits(x)
@@ -250,6 +259,7 @@ class Transformer(nn.Module):
         doc_ids: Tensor | None = None,
         positions: Tensor | None = None,
         cache: "KVCache | None" = None,
+        real: Tensor | None = None,
     ) -> Tensor:
         """Normed residual stream (B, T, d_model) after the last block, in the compute dtype.
 
@@ -258,6 +268,7 @@ class Transformer(nn.Module):
             constant over a document's run of tokens, or the id SHARED. None: the row is one document.
         positions: (B, T) integers; None: counted from the start of the row or of the document.
         cache: tokens are then those of `KVCache.read`, which knows their texts and positions.
+        real: (B, T) bool, False for padding, which a mixture does not count; None: by doc_ids, or all are real.
         """
         x = self.model.embed_tokens(tokens)  # (B, T, d_model)
         dtype = compute_dtype(x)
@@ -267,13 +278,14 @@ class Transformer(nn.Module):
         elif doc_ids is not None:
             positions = document_positions(doc_ids) if positions is None else positions
             bias = document_bias(doc_ids, dtype)
+            real = doc_ids != UNUSED if real is None else real
         elif positions is None:
             positions = torch.arange(tokens.shape[1], device=tokens.device)[None]
         if self.model.embed_positions is not None:
             x = x + self.model.embed_positions(positions)
         else:
             rope = rope_tables(positions, self.cfg, dtype)
-        x, context = x.to(dtype), Context(rope, bias, cache)
+        x, context = x.to(dtype), Context(rope, bias, cache, real if self.cfg.n_experts else None)
         for layer, block in enumerate(self.model.layers):
             x = block(x, layer, context)
         return self.model.norm(x)

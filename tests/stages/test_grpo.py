@@ -15,8 +15,8 @@ from torch import Tensor
 from onesitting.checkpoint import save_model
 from onesitting.config import LoraConfig, RunConfig
 from onesitting.errors import UserError
+from onesitting.model import moe
 from onesitting.model.lora import add_adapter
-from onesitting.model.moe import MoE
 from onesitting.model.transformer import Transformer
 from onesitting.runlog import RunFolder, read_jsonl
 from onesitting.stages.attempt_batches import RLBatch, make_batches, shared_rows
@@ -232,7 +232,7 @@ def test_probabilities_that_stay_fixed_are_those_without_dropout_and_leave_no_tr
     stage, model = make_stage(dataclasses.replace(cfg, model=mixed)), Transformer(mixed, seed=1)
     stage.next_batches(model, 0, 256)
     assert model.training
-    layers = [part for part in model.modules() if isinstance(part, MoE)]
+    layers = [part for part in model.modules() if isinstance(part, moe.MoE)]
     assert layers
     assert all(part.probability_sum is None and part.counts is None for part in layers)
     dense = random_model(TOKENIZER)
@@ -245,6 +245,61 @@ def test_probabilities_that_stay_fixed_are_those_without_dropout_and_leave_no_tr
     batch = stage.next_batches(dense, 0, 256)[0]
     assert batch.old is not None
     assert torch.equal(batch.old, stage.fixed_logprobs(dense, batch)), "no mask was drawn"
+
+
+def mixture(cfg: RunConfig) -> tuple[RunConfig, Transformer]:
+    """A random mixture of four experts with uneven loads, and the run that trains it."""
+    shape = dataclasses.replace(cfg.model, n_experts=4, n_active_experts=2, router_aux_loss=0.05, d_ff=64)
+    model, generator = Transformer(shape, seed=1).train(), torch.Generator().manual_seed(2)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.ndim >= 2:
+                parameter.copy_(torch.randn(parameter.shape, generator=generator) * 0.08)
+        model.output_weight[sorted(TOKENIZER.stop_ids)] *= 3.0
+    for layer in moe.moe_layers(model):
+        layer.load = torch.tensor([0.4, 0.3, 0.2, 0.1])
+    return dataclasses.replace(cfg, model=shape), model
+
+
+def balanced(cfg: RunConfig, model: Transformer, batches: list[RLBatch]) -> tuple[float, list[int], Tensor]:
+    """(balance loss, assignments of each layer, gradients of the routers) of a step, as the loop computes them."""
+    stage = make_stage(cfg)
+    n_units, n_tokens = sum(b.n_units for b in batches), sum(b.n_tokens for b in batches)
+    balance = 0.0
+    for batch in batches:
+        loss, _ = stage.loss_sum(model, batch)
+        total, named = moe.add_balance_loss(model, loss, {}, n_units / max(1, n_tokens))
+        (total / n_units).backward()
+        balance += float(named["balance_loss"].detach()) / n_units
+    layers = moe.moe_layers(model)
+    counts = [int(layer.counts.sum()) for layer in layers if layer.counts is not None]
+    grads = [layer.gate.weight.grad for layer in layers if layer.gate.weight.grad is not None]
+    return balance, counts, torch.cat([grad.flatten() for grad in grads])
+
+
+def test_a_mixture_balances_the_real_tokens_of_attempts_whatever_the_split():
+    found = []
+    for rows in (1, 3, 8):
+        cfg = config(TOKENIZER, prompts_per_batch=8, grpo={"micro_batch_rows": rows})
+        cfg, model = mixture(cfg)
+        batches = make_stage(cfg).next_batches(model, 0, 256)
+        n_tokens = sum(b.n_tokens for b in batches)
+        assert n_tokens < sum(b.tokens.numel() for b in batches) or rows == 1
+        found.append(balanced(cfg, model, batches))
+        assert found[-1][1] == [2 * n_tokens] * 2, "two experts a token, in two layers"
+    for balance, _, grads in found[1:]:
+        assert balance == pytest.approx(found[0][0], rel=1e-5)
+        assert torch.allclose(grads, found[0][2], atol=1e-6)
+
+
+def test_an_attempt_that_stands_in_for_none_is_not_balanced():
+    cfg, model = mixture(config(TOKENIZER, rewards=("scorer",)))
+    (batch,) = make_stage(cfg).next_batches(model, 0, 256)
+    assert batch.n_units > 0
+    assert batch.n_tokens == 0
+    balance, counts, grads = balanced(cfg, model, [batch])
+    assert (balance, counts) == (0.0, [0, 0])
+    assert not grads.any()
 
 
 def test_a_tool_that_prompts_offer_and_nobody_runs_is_refused(tmp_path: Path):
