@@ -305,10 +305,13 @@ def skeleton(model: Transformer) -> Transformer:
 
 
 def weights_hash(model: Transformer) -> str:
-    """SHA-256 of the base's weights as float32, in the order of their names: independent of file, dtype and device."""
+    """SHA-256 of the base's weights as float32, in the order of their names: independent of file, dtype and device.
+
+    The choice biases of a mixture's routers are weights too.
+    """
     digest = hashlib.sha256()
-    for name, parameter in sorted(model.named_parameters()):
+    for name, tensor in sorted([*model.named_parameters(), *model.named_buffers()], key=lambda pair: pair[0]):
         if not is_of_adapter(name):
             digest.update(name.encode())
-            digest.update(parameter.detach().float().cpu().contiguous().numpy().data)
+            digest.update(tensor.detach().float().cpu().contiguous().numpy().data)
     return digest.hexdigest()

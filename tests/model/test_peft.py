@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from onesitting.checkpoint import (
 )
 from onesitting.config import LoraConfig
 from onesitting.errors import UserError
+from onesitting.model import moe
 from onesitting.model.lora import add_adapter, merge
 from onesitting.model.peft import load_adapter
 from onesitting.model.transformer import Transformer
@@ -171,6 +173,26 @@ def test_a_checkpoint_of_another_kind_or_another_base_is_refused(tmp_path: Path)
     add_adapter(other, CONFIGS["all"], base=tmp_path / "elsewhere")
     with pytest.raises(UserError, match="SHA-256"):
         load_checkpoint(tmp_path / "000001", other)
+
+
+def test_the_choice_biases_under_an_adapter_stay_those_of_the_base(tmp_path: Path) -> None:
+    shape = replace(
+        SHAPES["qwen3"], n_experts=4, n_active_experts=2, router_bias_rate=0.05, router_aux_loss=0.0
+    )
+    save_model(tmp_path / "base", Transformer(shape, seed=1))
+    it = load_model(tmp_path / "base").train()
+    add_adapter(it, LoraConfig(rank=2), base=tmp_path / "base")
+    before = [layer.choice_bias.clone() for layer in moe.moe_layers(it)]
+    it(TOKENS, targets=TOKENS)
+    moe.update_routers(it, lambda counts: counts)
+    assert all(torch.equal(a.choice_bias, b) for a, b in zip(moe.moe_layers(it), before, strict=True))
+    save_adapter(tmp_path / "adapter", fill_trained(it))
+    assert torch.allclose(logits(load_model(tmp_path / "adapter")), logits(it.eval()), atol=1e-5)
+    other = load_model(tmp_path / "base")
+    moe.moe_layers(other)[0].choice_bias += torch.tensor([0.5, 0.0, -0.5, 0.0])
+    save_model(tmp_path / "base", other)
+    with pytest.raises(UserError, match="SHA-256"):
+        load_model(tmp_path / "adapter")
 
 
 def test_an_adapter_is_no_base_of_another(tmp_path: Path) -> None:
