@@ -49,10 +49,10 @@ class Rows(NamedTuple):
 class RLBatch:
     """A micro-batch of attempts.
 
-    tokens, targets, doc_ids, positions, real: those of `Rows`; nothing is real of a stand-in. attempts: (N,) int64, whose each sampled token is. All others
-    are (N,) float32 over the sampled tokens: advantages, weights in the loss; old, reference: log-probabilities of the
-    policy that sampled (None: the present one) and of the model at the start (None: not needed); values and returns
-    (PPO).
+    tokens, targets, doc_ids, positions, real: those of `Rows`; of a stand-in nothing is real. attempts: (N,) int64,
+    whose each sampled token is. All others are (N,) float32 over the sampled tokens: advantages, weights in the loss;
+    old, reference: log-probabilities of the policy that sampled (None: the present one) and of the model at the start
+    (None: not needed); values and returns (PPO).
     """
 
     tokens: Tensor

@@ -207,6 +207,22 @@ def test_rows_of_the_student_are_its_own_words_and_count_the_divergence_alone(
         assert float(loss.detach()) == pytest.approx(4 * float(named["divergence"].detach()), rel=1e-5)
 
 
+@pytest.mark.parametrize("changes", [{}, {"top_k": 4}], ids=str)
+def test_a_batch_without_a_target_adds_zero_and_no_nan(
+    tmp_path: Path, words: Tokenizer, teacher: Path, changes: dict[str, Any]
+) -> None:
+    stage, model = make(tmp_path, words, teacher, **changes), student(words)
+    batch = stage.next_batches(model, 0, tiny.ROW)[0]
+    untrained = torch.full_like(batch.batch.targets, -100)
+    inner = dataclasses.replace(batch.batch, targets=untrained, n_units=0)
+    loss, named = stage.loss_sum(model, dataclasses.replace(batch, batch=inner, rows=None))
+    loss.backward()
+    assert loss.dtype == torch.float32
+    assert float(loss.detach()) == 0.0
+    assert all(float(value.detach()) == 0.0 for value in named.values())
+    assert all(p.grad is None or not p.grad.any() for p in model.parameters())
+
+
 def test_a_teacher_with_another_vocabulary_is_refused(tmp_path: Path, teacher: Path) -> None:
     with pytest.raises(UserError, match=r"vocabulary .* distill-data"):
         make(tmp_path, train_tokenizer(["Other words entirely. " * 40], 320), teacher)

@@ -95,6 +95,20 @@ def test_the_ratio_is_exactly_one_before_the_first_update(epochs: int):
         assert float(stage.loss_sum(model, batch)[1]["approx_kl"]) == 0.0
 
 
+def test_a_step_without_a_sampled_token_is_empty_and_one_without_a_reward_teaches_no_nan():
+    stage, model = make(ppo_config(rewards=("scorer",)))
+    (part,) = stage.maker.make(model, 0)
+    silent = [
+        replace(attempt, ids=attempt.ids[: attempt.n_prompt], sampled=[False] * attempt.n_prompt, logprobs=[])
+        for attempt in part.trajectories
+    ]
+    assert stage.micro_batches(model, replace(part, trajectories=silent)) == []
+    grads = gradients(stage, model, stage.micro_batches(model, part))  # all rewards and values are 0
+    assert not set(part.rewards) - {0.0}
+    assert torch.isfinite(grads).all()
+    assert float(grads.abs().max()) == 0.0
+
+
 def test_the_value_head_learns_the_returns():
     stage, model = make(ppo_config({"value_clip": 0.0}))
     batches = stage.next_batches(model, 0, 256)
