@@ -242,9 +242,16 @@ def merge(model: Transformer, name: str = "default") -> None:
     """Add an adapter to the weights and remove it; the model then gives the same logits without it.
 
     That is checked on a probe: a difference above sqrt(epsilon) of the weights' dtype, relative to the largest
-    logit, puts the weights back and raises UserError. So does merging what is not, or no longer, there.
+    logit, puts the weights back and raises UserError. So does merging what is not, or no longer, there, and merging
+    beside other adapters: these stand on the weights that a merge changes.
     """
     _require(model, name)
+    others = [other for other in adapter_names(model) if other != name]
+    if others:
+        raise UserError(
+            f"merging adapter {name!r} would change the weights that adapter {others[0]!r} stands on; take that away "
+            f"with remove(model, {others[0]!r}), or merge into a model that carries {name!r} alone"
+        )
     layers = lora_layers(model, name)
     kept = {at: layer.weight.detach().clone() for at, layer in layers.items()}
     was_training = model.training
