@@ -127,6 +127,15 @@ def test_a_base_that_changed_or_vanished_is_said(tmp_path: Path) -> None:
         ("rank_pattern", {"q_proj": 2}),
         ("bias", "all"),
         ("init_lora_weights", "pissa_niter_4"),
+        ("alora_invocation_tokens", [5]),
+        ("lora_alpha", 0),
+        ("use_qalora", True),
+        ("qalora_group_size", 8),
+        ("kasa_config", {"rank": 1}),
+        ("monteclora_config", {"n": 2}),
+        ("use_bdlora", {"nblocks": 2}),
+        ("arrow_config", {"top_k": 1}),
+        ("a_later_option", "on"),
     ],
 )
 def test_options_of_peft_that_are_not_plain_lora_are_refused(option: str, value: Any, tmp_path: Path) -> None:
