@@ -31,7 +31,7 @@ READ = {
     "task_type", "auto_mapping", "peft_version", "revision", "inference_mode",
     "eva_config", "runtime_config", "ensure_weight_tying",
 }  # fmt: skip
-"""Options of PEFT that are read here, that the matrices themselves answer, or that change nothing of a plain adapter."""
+"""Options that are read here, that the matrices themselves answer, or that change nothing of a plain adapter."""
 UNUSED = {
     "peft_type": ("LORA",), "bias": ("none",), "megatron_core": ("megatron.core",), "qalora_group_size": (16,),
 }  # fmt: skip
@@ -121,8 +121,8 @@ def _refuse_options(folder: Path, config: Mapping[str, Any]) -> None:
             )
     if not float(config.get("lora_alpha", 8)) > 0:
         raise UserError(
-            f"{folder / CONFIG}: lora_alpha is {config['lora_alpha']!r}, with which an adapter adds nothing; start from "
-            "the base itself, or correct it"
+            f"{folder / CONFIG}: lora_alpha is {config['lora_alpha']!r}, with which an adapter adds nothing; start "
+            "from the base itself, or correct it"
         )
     start = config.get("init_lora_weights", True)
     if start not in PLAIN_STARTS:
