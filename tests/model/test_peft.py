@@ -52,7 +52,7 @@ def fill_trained(it: Transformer) -> Transformer:
 
 @pytest.mark.parametrize("which", CONFIGS)
 def test_peft_loads_our_adapter_and_gives_the_same_logits(which: str, tmp_path: Path) -> None:
-    peft = pytest.importorskip("peft")
+    import peft
     from transformers import AutoModelForCausalLM
 
     ours = logits(adapted(tmp_path, CONFIGS[which]))
@@ -66,7 +66,7 @@ def test_peft_loads_our_adapter_and_gives_the_same_logits(which: str, tmp_path: 
 
 @pytest.mark.parametrize("which", CONFIGS)
 def test_what_peft_saves_gives_the_same_logits_here(which: str, tmp_path: Path) -> None:
-    peft = pytest.importorskip("peft")
+    import peft
     from transformers import AutoModelForCausalLM
 
     save_model(tmp_path / "base", model())

@@ -391,7 +391,8 @@ def written(logprobs: list[float], lengths: list[int]) -> tuple[Any, dict[str, t
     ],
 )
 def test_pair_losses_equal_trls(theirs: str, ours: dict[str, Any]) -> None:
-    trl = pytest.importorskip("trl", reason="trl is a reference for this test alone")
+    import trl
+
     order = [0, 2, 1, 3]  # trl has the chosen replies first
     model, inputs = written(POLICY[order].tolist(), LENGTHS[order].tolist())
     inputs |= {"ref_chosen_logps": REFERENCE[0::2], "ref_rejected_logps": REFERENCE[1::2]}
@@ -404,7 +405,8 @@ def test_pair_losses_equal_trls(theirs: str, ours: dict[str, Any]) -> None:
 
 
 def test_kto_losses_equal_trls() -> None:
-    trl = pytest.importorskip("trl", reason="trl is a reference for this test alone")
+    import trl
+
     model, inputs = written(POLICY.tolist(), LENGTHS.tolist())
     chosen, divergence = torch.tensor([True, False, True, False]), 0.7
     inputs |= {"label": chosen, "ref_logps": REFERENCE, "ref_KL_logps": torch.full((4,), -divergence)}
