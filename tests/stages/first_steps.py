@@ -56,6 +56,7 @@ CASES: dict[str, tuple[str, bool, dict[str, Any]]] = {
     "dpo, adapter": ("dpo", False, LORA),
     "dpo, mixture": ("dpo", True, {}),
     "kto": ("dpo", False, {"dpo": DPOConfig(loss="kto", **ROWS)}),
+    "kto, adapter": ("dpo", False, {"dpo": DPOConfig(loss="kto", **ROWS), **LORA}),
     "reward": ("reward", False, {}),
     "distill": ("distill", False, {"distill": DistillConfig(top_k=4, **ROWS)}),
     "distill, adapter": ("distill", False, LORA),
@@ -113,8 +114,8 @@ def data(place: Path, words: Tokenizer) -> dict[str, Any]:
     return {"data": None, "chat": chat, "preferences": preferences}
 
 
-def first_step(name: str, place: Path, out: Path, ranks: Ranks, shared: dict[str, Any]) -> dict[str, Any]:
-    """The line of metrics of a case's first step."""
+def make_loop(name: str, place: Path, out: Path, ranks: Ranks, shared: dict[str, Any]) -> Loop:
+    """The loop of a case before its first step."""
     stage_name, is_mixture, changes = CASES[name]
     start = place / ("mixture" if is_mixture else "dense")
     model = load_model(start)
@@ -145,15 +146,25 @@ def first_step(name: str, place: Path, out: Path, ranks: Ranks, shared: dict[str
         getattr(cfg, stage_name), tokens=8 * stage.row_length * stage.n_rows, row_length=stage.row_length,
         n_rows=stage.n_rows, evaluate_every=1.0,
     )  # fmt: skip
-    loop = Loop(stage, model, FitSettings(target=target), cfg, folder, plan, ranks, words)
+    return Loop(stage, model, FitSettings(target=target), cfg, folder, plan, ranks, words)
+
+
+def first_step(name: str, place: Path, out: Path, ranks: Ranks, shared: dict[str, Any]) -> dict[str, Any]:
+    """The line of metrics of a case's first step."""
+    loop = make_loop(name, place, out, ranks, shared)
     record = loop.train_step()
     loop.prefetch.close()
     return record
 
 
-def all_first_steps(place: Path, out: Path, ranks: Ranks) -> dict[str, dict[str, Any]]:
+def shared_by_all(place: Path) -> dict[str, Any]:
+    """Tokenizer and data of a prepared place."""
     words = Tokenizer.load(place / "dense")
-    shared = {"words": words, "data": data(place, words)}
+    return {"words": words, "data": data(place, words)}
+
+
+def all_first_steps(place: Path, out: Path, ranks: Ranks) -> dict[str, dict[str, Any]]:
+    shared = shared_by_all(place)
     return {name: first_step(name, place, out, ranks, shared) for name in CASES}
 
 

@@ -12,7 +12,7 @@ import torch
 from rl_maker import config, device_plan, memorised, random_model
 from torch import Tensor
 
-from onesitting.checkpoint import save_model
+from onesitting.checkpoint import load_model, save_model
 from onesitting.config import LoraConfig, RunConfig
 from onesitting.errors import UserError
 from onesitting.model import moe
@@ -112,6 +112,73 @@ def test_loss_and_gradient_are_independent_of_the_micro_batch_split(aggregation:
         assert loss == pytest.approx(found[2][0], rel=1e-5, abs=1e-7)
         assert torch.allclose(grads, found[2][1], atol=1e-6)
         assert float(grads.abs().max()) > 1e-4
+
+
+def moved(model: Transformer, seed: int = 5) -> Transformer:
+    """The model a little changed, in place: ratios and divergences are no longer trivial."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.requires_grad:
+                parameter.add_(0.02 * torch.randn(parameter.shape, generator=generator))
+    return model
+
+
+@pytest.mark.parametrize(
+    "grpo",
+    [{}, {"ratio": "sequence", "aggregation": "sequence"}, {"clip": "cispo"}],
+    ids=["token", "GSPO", "CISPO"],
+)
+@pytest.mark.parametrize("kl_weight", [0.0, 0.3])
+def test_variants_of_the_loss_are_independent_of_the_micro_batch_split_after_an_update_too(
+    grpo: dict[str, Any], kl_weight: float, tmp_path: Path
+):
+    save_model(tmp_path / "start", random_model(TOKENIZER), TOKENIZER)
+    found: list[tuple[float, Tensor]] = []
+    for rows in (1, 3, 8):
+        settings = {"micro_batch_rows": rows, "clip_low": 0.02, "clip_high": 0.02, **grpo}
+        cfg = config(TOKENIZER, epochs=2, prompts_per_batch=4, kl_weight=kl_weight, grpo=settings)
+        stage, model = make_stage(cfg, tmp_path / "start"), random_model(TOKENIZER)
+        stage.next_batches(model, 0, 256)
+        moved(model)
+        batches = stage.next_batches(model, 1, 256)
+        clipped = sum(float(stage.loss_sum(model, batch)[1]["clip_fraction"]) for batch in batches)
+        assert clipped > 0, "the clip is at work"
+        found.append(gradient(stage, model, batches))
+    for loss, grads in found[:2]:
+        assert loss == pytest.approx(found[2][0], rel=1e-4, abs=1e-6)
+        assert torch.allclose(grads, found[2][1], atol=2e-6)
+        assert float(grads.abs().max()) > 1e-4
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("kl_weight", [0.0, 0.1])
+@pytest.mark.parametrize("lora", [False, True])
+def test_the_ratio_is_exactly_one_in_every_precision_with_an_adapter_and_a_divergence(
+    dtype: Any, kl_weight: float, lora: bool, tmp_path: Path
+):
+    start = tmp_path / "start"
+    save_model(start, random_model(TOKENIZER), TOKENIZER)
+    cfg = config(TOKENIZER, epochs=2, temperature=0.7, prompts_per_batch=4, kl_weight=kl_weight)
+    cfg = dataclasses.replace(cfg, device=dataclasses.replace(cfg.device, dtype=dtype))
+    model = load_model(start).train()
+    if lora:
+        cfg = dataclasses.replace(cfg, lora=LoraConfig(rank=4))
+        add_adapter(model, cfg.lora, seed=0, base=start)
+    moved(model)
+    stage = make_stage(cfg, start)
+    batches = stage.next_batches(model, 0, 256)
+    with stage.plan.autocast():
+        sums = [stage.loss_sum(model, batch)[1] for batch in batches]
+    assert [float(one["approx_kl"]) for one in sums] == [0.0] * len(sums)
+    assert [float(one["clip_fraction"]) for one in sums] == [0.0] * len(sums)
+    if kl_weight:
+        assert (stage.reference is None) == lora, "an adapter needs no second model"
+        plain = load_model(start)
+        for batch in batches:
+            assert batch.reference is not None
+            assert torch.equal(batch.reference, stage.fixed_logprobs(plain, batch))
+        assert sum(float(one["kl"].detach()) for one in sums) > 0
 
 
 def test_the_gradient_equals_the_policy_gradient_worked_out_from_full_logits():
