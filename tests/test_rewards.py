@@ -89,7 +89,10 @@ TESTS = {"tests": "assert double(2) == 4\nassert double(-1) == -2"}
         ("def double(x:", 0.0),
         ("import sys\nsys.exit(0)", 0.0),
         ("print('passed')\nraise SystemExit", 0.0),
-        ("import os\nprint(open(__file__).read()[-60:], flush=True)\nos._exit(0)", 0.0),
+        (
+            "import os\nprint(open(__file__).read().rsplit('print(\"', 1)[-1][:16], flush=True)\nos._exit(0)",
+            0.0,
+        ),
         ("import os, sys\nprint(open(__file__).read(), sys.argv, flush=True)\nos._exit(0)", 0.0),
         ("import os, sys\nprint(sys.stdin.read(), flush=True)\nos._exit(0)", 0.0),
         ("import os\nprint([v for v in globals().values()], vars(), flush=True)\nos._exit(0)", 0.0),

@@ -18,6 +18,7 @@ from onesitting.errors import UserError
 from onesitting.model import moe
 from onesitting.model.lora import add_adapter
 from onesitting.model.transformer import Transformer
+from onesitting.rewards import REWARDS
 from onesitting.runlog import RunFolder, read_jsonl
 from onesitting.stages.attempt_batches import RLBatch, make_batches, shared_rows
 from onesitting.stages.attempts import Rewarded
@@ -367,6 +368,18 @@ def test_an_attempt_that_stands_in_for_none_is_not_balanced():
     balance, counts, grads = balanced(cfg, model, [batch])
     assert (balance, counts) == (0.0, [0, 0])
     assert not grads.any()
+
+
+def test_rewards_see_the_turns_of_an_attempt_and_the_limit_of_each():
+    stage = make_stage(config(TOKENIZER, max_turns=3, max_tokens=12))
+    sampled = [False] + [True] * 12 + [False] * 3 + [True] * 2
+    cut = Trajectory(
+        ids=[5] * 18, n_prompt=1, sampled=sampled, messages=[{"role": "assistant", "content": "x"}]
+    )
+    seen = stage.maker.judged(stage.maker.prompts.get("train", 0), cut)
+    assert (list(seen.turn_tokens), seen.max_turn_tokens) == ([12, 2], 12)
+    assert (seen.n_tokens, seen.max_tokens) == (14, 36)
+    assert REWARDS["overlong"](seen) == -1.0
 
 
 def test_a_tool_that_prompts_offer_and_nobody_runs_is_refused(tmp_path: Path):
