@@ -2,7 +2,7 @@
 
 The teacher is a model here, or a server that speaks OpenAI's chat completions. Each line of the file is one
 conversation with what it was made from; lines that are there are never asked for again, so that the same command goes
-on where it stopped, and the file is plain data for `--chat`.
+on where it stopped, and the file is plain data for `--chat`. Answers of no use are noted in a file beside it.
 """
 
 import argparse
@@ -36,6 +36,7 @@ LOCAL_BATCH = 64  # prompts that a local teacher answers together
 RETRIES = 5
 RETRY_S = 1.0
 """Seconds before the first retry; each further one waits twice as long."""
+CUT = "cut at --max-tokens"
 PATIENCE_S = 120.0
 """Seconds that a server may take for one reply."""
 
@@ -99,6 +100,8 @@ class Answer:
     message: Message
     finished: bool
     """Whether it ended by itself; a reply that was cut would teach not to stop."""
+    fault: str = ""
+    """What else keeps it from being an example: filtered by the server, a call that cannot be read."""
     refused: str = ""
     """Why the server would not answer this prompt, where it was that."""
 
@@ -108,6 +111,7 @@ class Progress:
     """What happened to the prompts of one call."""
 
     n_known: int = 0
+    n_left_before: int = 0
     n_written: int = 0
     left_out: Counter[str] = field(default_factory=Counter[str])
 
@@ -122,11 +126,13 @@ def write_dataset(options: argparse.Namespace) -> Progress:
         raise UserError(f"--out {options.out}: a file of JSON lines is written; name it ….jsonl")
     done = {record.get("prompt_id", "") for record in read_jsonl(out)}
     seen = {_reply_key(record["messages"]) for record in read_jsonl(out) if record.get("messages")}
+    left_before = _left_out_before(out, options.max_tokens)
     progress = Progress()
     wanted: list[Prompt] = []
     for prompt in read_prompts(options.prompts, options.n, options.samples, options.world_seed):
         progress.n_known += prompt.key in done
-        if prompt.key not in done:
+        progress.n_left_before += prompt.key in left_before - done
+        if prompt.key not in done | left_before:
             done.add(prompt.key)
             wanted.append(prompt)
     is_url = options.teacher.startswith(("http://", "https://"))
@@ -136,6 +142,9 @@ def write_dataset(options: argparse.Namespace) -> Progress:
         reason = _reason_to_leave_out(answer, _reply_key(conversation) in seen)
         if reason:
             progress.left_out[reason] += 1
+            if not answer.refused:  # another time the server may take it
+                record = {"prompt_id": prompt.key, "reason": reason, "max_tokens": options.max_tokens}
+                append_jsonl(_left_out_file(out), record)
             continue
         seen.add(_reply_key(conversation))
         tools = {"tools": prompt.tools} if prompt.tools else {}
@@ -143,8 +152,20 @@ def write_dataset(options: argparse.Namespace) -> Progress:
         append_jsonl(out, {"messages": conversation, **tools, "teacher": teacher, "prompt_id": prompt.key})
         progress.n_written += 1
     left_out = "".join(f", {n} left out ({reason})" for reason, n in progress.left_out.items())
-    print(f"{out}: {progress.n_written} written, {progress.n_known} there before{left_out}")
+    before = f", {progress.n_left_before} left out before" if progress.n_left_before else ""
+    print(f"{out}: {progress.n_written} written, {progress.n_known} there before{left_out}{before}")
     return progress
+
+
+def _left_out_file(out: Path) -> Path:
+    """Beside the conversations, under a name that no folder of data reads."""
+    return out.with_name(f"{out.name}.left-out")
+
+
+def _left_out_before(out: Path, max_tokens: int) -> set[str]:
+    """Prompts whose answers were left out; those that were cut may be asked again with more room."""
+    records = [record for record in read_jsonl(_left_out_file(out)) if "prompt_id" in record]
+    return {r["prompt_id"] for r in records if r["reason"] != CUT or r["max_tokens"] >= max_tokens}
 
 
 def _reply_key(messages: Sequence[Message]) -> str:
@@ -155,8 +176,10 @@ def _reply_key(messages: Sequence[Message]) -> str:
 def _reason_to_leave_out(answer: Answer, is_known: bool) -> str:
     if answer.refused:
         return f"the server refused: {answer.refused.partition(':')[0]}"
+    if answer.fault:
+        return answer.fault
     if not answer.finished:
-        return "cut at --max-tokens"
+        return CUT
     if not (answer.message.get("content") or "").strip() and not answer.message.get("tool_calls"):
         return "empty"
     return "said before" if is_known else ""
@@ -235,7 +258,8 @@ def ask_local(prompts: Sequence[Prompt], options: argparse.Namespace) -> Iterato
             message = {k: v for k, v in parse_assistant(done.text).items() if v or k in ("role", "content")}
             calls = message.get("tool_calls") or []
             valid = all(call["type"] == "function" for call in calls)
-            yield prompt, Answer(message=message, finished=done.finish_reason == "stop" and valid)
+            fault = "" if valid else "a call that cannot be read"
+            yield prompt, Answer(message=message, finished=done.finish_reason == "stop", fault=fault)
 
 
 def ask_server(prompts: Sequence[Prompt], options: argparse.Namespace) -> Iterator[tuple[Prompt, Answer]]:
@@ -300,7 +324,9 @@ def _answer(reply: dict[str, Any], url: str) -> Answer:
     for name in ("tool_calls", "reasoning_content"):
         if found.get(name):
             message[name] = found[name]
-    return Answer(message=message, finished=choice.get("finish_reason") != "length")
+    reason = choice.get("finish_reason")
+    fault = "filtered by the server" if reason == "content_filter" else ""
+    return Answer(message=message, finished=reason not in ("length", "content_filter"), fault=fault)
 
 
 class Refused(Exception):

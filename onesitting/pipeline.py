@@ -33,10 +33,12 @@ from onesitting.model.transformer import Transformer
 from onesitting.rewards import check_rl
 from onesitting.run_evaluation import HELD_OUT_FILE, START, Examiner, stage_summary, write_json, write_suite
 from onesitting.run_settings import (
+    check_adapters,
     check_enough,
     claim,
     has_suite,
     own_budget,
+    remarks,
     stage_tokens,
     total_seconds,
     with_stage,
@@ -100,11 +102,12 @@ class Run:
         self.cfg, self.only, self.ranks = cfg, only, ranks
         self.folder = RunFolder(Path(cfg.out).expanduser() / cfg.name)
         self.console = Console(highlight=False, quiet=ranks.rank != 0)
+        self.stages = [s for s in cfg.stages if not only or s in only or "evaluate" in only]
+        check_adapters(cfg, self.stages, self.folder)
         if ranks.rank == 0:
             claim(self.folder, cfg)
         ranks.barrier()
         self.plan = plan_device(cfg.device, detect(), ranks)
-        self.stages = [s for s in cfg.stages if not only or s in only or "evaluate" in only]
         self.reports = not only or "evaluate" in only or own_budget(cfg, only[0]) is not None
         self.budget = parse_budget(cfg.budget)
         allowed = total_seconds(cfg)
@@ -203,6 +206,8 @@ class Run:
         elif not settings.micro_batch_rows and self.cfg.device.shard != "fsdp":
             plan = measured_plan(model, plan, settings.context_length or model.cfg.context_length)
         n_adapter = n_adapter_parameters(model)
+        for remark in remarks(self.cfg, name, model.cfg.n_experts):
+            self.say(remark)
         with self.clock.phase("prepare"):
             stage = self.make_stage(name, plan)
         limit = measure_matrix_limit(plan, model.cfg)

@@ -4,7 +4,6 @@ A reward says how good one attempt at a prompt was: usually from 0 to 1. Names w
 `--rl.rewards scorer=1 stopped=0.1`. Each function here may also be called on its own.
 """
 
-import json
 import re
 import secrets
 from collections.abc import Callable, Generator, Mapping, Sequence
@@ -45,7 +44,11 @@ class Attempt:
     n_tokens: int = 0
     """Tokens that the model wrote."""
     max_tokens: int = 0
-    """Tokens that it might have written."""
+    """Tokens that it might have written, in all of its turns."""
+    turn_tokens: Sequence[int] = ()
+    """Tokens of each turn of the model; (): it had one, of n_tokens."""
+    max_turn_tokens: int = 0
+    """Tokens that a turn might have had; 0: max_tokens."""
     stopped: bool = True
     """It ended by itself."""
 
@@ -79,6 +82,16 @@ def _needing(reader: str) -> Generator[None]:
 
 _NUMBER = re.compile(r"-?\d+(?:\.\d+)?")
 _CODE = re.compile(r"```(?:python|py)?\s*\n(.*?)```", re.DOTALL)
+_HARNESS = """
+def _run():
+    import os, sys
+    proof = sys.stdin.readline()
+    sys.stdin = open(os.devnull)
+    del globals()["_run"]
+    exec(compile({program!r}, "program.py", "exec"), globals())
+    print(proof, end="", flush=True)
+_run()
+"""
 
 
 def exact(attempt: Attempt) -> float:
@@ -121,19 +134,24 @@ def thought(attempt: Attempt) -> float:
 
 
 def length(attempt: Attempt) -> float:
-    """1 for an empty attempt, falling in a line to 0 for one of all the tokens that it might have had."""
+    """1 for an empty attempt, falling in a line to 0 for one of all the tokens that it might have had.
+
+    These are the tokens of all its turns, made or not: a further turn never raises it.
+    """
     return 1.0 - attempt.n_tokens / attempt.max_tokens if attempt.max_tokens else 0.0
 
 
 def overlong(attempt: Attempt) -> float:
     """0 up to four fifths of the allowed tokens, then falling in a line to −1 for an attempt that was cut.
 
+    Of several turns, each of which may have as many tokens, the longest counts.
     Source: soft overlong punishment of DAPO, Yu et al. 2025, arXiv:2503.14476, eq. 13.
     """
-    if not attempt.max_tokens:
+    most = attempt.max_turn_tokens or attempt.max_tokens
+    if not most:
         return 0.0
-    free = 0.8 * attempt.max_tokens
-    return -min(1.0, max(0.0, (attempt.n_tokens - free) / (attempt.max_tokens - free)))
+    longest, free = max(attempt.turn_tokens, default=attempt.n_tokens), 0.8 * most
+    return -min(1.0, max(0.0, (longest - free) / (most - free)))
 
 
 def tool_success(attempt: Attempt) -> float:
@@ -175,16 +193,18 @@ def unit_test(attempt: Attempt, limits: Limits | None = None) -> float:
     """1 if the Python code in the text passes the reference's `tests` (asserts), run behind it in a sandbox.
 
     The code is the last fenced block, or the whole text without one. That the tests were reached is proven by a
-    word, another one each time, printed behind them; a program that ends early has not passed.
+    word, another one each time, printed behind them; a program that ends early has not passed. The word is in no file
+    and no variable of the program. A limit remains: code and tests share a process, so code that is written to cheat
+    can search the interpreter for it, or return objects that equal everything. docs/rewards.md says what helps.
     """
     with _needing("unit_test"):
         tests = attempt.reference["tests"]
     blocks = _CODE.findall(attempt.content)
     code = blocks[-1] if blocks else attempt.content
     proof = secrets.token_hex(8)
-    program = f"{code}\n\n{tests}\nprint({json.dumps(proof)})\n"
+    harness = _HARNESS.format(program=f"{code}\n\n{tests}\n")
     # The word comes last: a program that prints much more than a tool may has still passed.
-    done = run_python(program, limits=limits or Limits(output_chars=100_000))
+    done = run_python(harness, limits=limits or Limits(output_chars=100_000), stdin=f"{proof}\n")
     return float(done.status == "ok" and done.output.rstrip().endswith(proof))
 
 
@@ -215,8 +235,8 @@ class Term:
 def parse_terms(texts: Sequence[str], more: Mapping[str, Batched] | None = None) -> list[Term]:
     """`("scorer=1", "stopped=0.1")` as terms; a name alone has weight 1.
 
-    more: batched rewards under further names, such as a reward model. Raises UserError for an unknown name or a
-    weight that is no number.
+    more: batched rewards under further names, such as a reward model. Raises UserError for an unknown name, one that
+    is there twice, or a weight that is no number.
     """
     more = more or {}
     terms: list[Term] = []
@@ -226,6 +246,10 @@ def parse_terms(texts: Sequence[str], more: Mapping[str, Batched] | None = None)
             raise UserError(
                 f"rl.rewards: there is no reward '{name}'; use {', '.join([*REWARDS, *more])}, "
                 "each with a weight, as in stopped=0.1"
+            )
+        if name in [term.name for term in terms]:
+            raise UserError(
+                f"rl.rewards names '{name}' twice: give it once, with the sum of its weights, as in {name}=0.5"
             )
         try:
             value = float(weight or 1.0)

@@ -82,6 +82,31 @@ def n_passes(stages: Sequence[str]) -> float:
     return sum({"dpo": 1.8, "reward": 0.0}.get(stage, 1.0) for stage in stages)
 
 
+def check_adapters(cfg: RunConfig, stages: Sequence[str], folder: RunFolder) -> None:
+    """Refuse to train a reward model where an adapter is asked for: it trains all weights, a new layer among them."""
+    done = (folder.stage("reward").path / "summary.json").is_file()
+    if cfg.lora.rank and "reward" in stages and not done:
+        raise UserError(
+            f"lora.rank = {cfg.lora.rank}: a reward model trains all weights. Train it with `onesitting reward … "
+            "--lora.rank 0`; a run with adapters asks it with --rl.judge"
+        )
+
+
+def remarks(cfg: RunConfig, name: str, n_experts: int) -> list[str]:
+    """What may surprise in a stage with these settings, a sentence each. n_experts: of its model."""
+    found: list[str] = []
+    if cfg.lora.rank and n_experts:
+        found.append(
+            f"lora.rank = {cfg.lora.rank}: experts and routers get no adapter and stay as they are (docs/moe.md)"
+        )
+    if name == "grpo" and cfg.grpo.ratio == "sequence" and cfg.grpo.aggregation == "token":
+        found.append(
+            "grpo.ratio = sequence with grpo.aggregation = token: longer attempts weigh more than in GSPO, which is "
+            "grpo.aggregation=sequence"
+        )
+    return found
+
+
 def with_stage(cfg: RunConfig, only: tuple[str, ...]) -> RunConfig:
     """The configuration for the command of one stage, which adds the stage to a run that does not have it.
 

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from onesitting.data.preference_records import prompt_of
+from onesitting.data.sources import expand
 from onesitting.distill_data import write_dataset
 from onesitting.errors import UserError
 from onesitting.runlog import read_jsonl
@@ -39,7 +40,8 @@ class Teacher(BaseHTTPRequestHandler):
         else:
             type(self).asked.append(body)
             type(self).key = self.headers.get("Authorization", "")
-            reason = "length" if "long" in question else "stop"
+            reason = "length" if "long" in question and body["max_tokens"] < 64 else "stop"
+            reason = "content_filter" if "rude" in question else reason
             content = "" if "silent" in question else f"You asked: {question}"
             choice = {"message": {"role": "assistant", "content": content}, "finish_reason": reason}
             self.answer(200, {"choices": [choice]})
@@ -110,6 +112,26 @@ def test_replies_that_are_cut_empty_or_said_before_are_left_out_and_counted(
     progress = write_dataset(options(tmp_path, server, ["a long one", "a silent one", "One?"], samples=2))
     assert progress.n_written == 1
     assert progress.left_out == {"cut at --max-tokens": 2, "empty": 2, "said before": 1}
+
+
+def test_answers_of_no_use_are_not_asked_for_again_unless_they_may_be_longer_now(
+    tmp_path: Path, server: str
+) -> None:
+    questions = ["a long one", "a silent one", "a rude one", "One?"]
+    first = write_dataset(options(tmp_path, server, questions, samples=2))
+    assert first.left_out == {
+        "cut at --max-tokens": 2, "empty": 2, "filtered by the server": 2, "said before": 1
+    }  # fmt: skip
+    n_asked = len(Teacher.asked)
+    again = write_dataset(options(tmp_path, server, questions, samples=2))
+    assert len(Teacher.asked) == n_asked
+    assert (again.n_known, again.n_left_before, again.n_written) == (1, 7, 0)
+    longer = write_dataset(options(tmp_path, server, questions, samples=2, max_tokens=64))
+    assert len(Teacher.asked) == n_asked + 2
+    assert longer.n_written == 1
+    assert [path.name for path in expand(str(tmp_path))] == ["out.jsonl", "prompts.jsonl"], (
+        "no data by accident"
+    )
 
 
 def test_a_busy_server_is_asked_again_and_a_refusal_is_said(

@@ -48,6 +48,17 @@ def tool(result: str) -> dict[str, str]:
         ("overlong", attempt("x", n_tokens=80, max_tokens=100), 0.0),
         ("overlong", attempt("x", n_tokens=90, max_tokens=100), -0.5),
         ("overlong", attempt("x", n_tokens=100, max_tokens=100), -1.0),
+        (
+            "overlong",  # the first turn was cut at its limit, and two more might have followed
+            attempt("x", n_tokens=64, max_tokens=192, turn_tokens=[64], max_turn_tokens=64, stopped=False),
+            -1.0,
+        ),
+        (
+            "overlong",
+            attempt("x", n_tokens=120, max_tokens=192, turn_tokens=[40, 40, 40], max_turn_tokens=64),
+            0.0,
+        ),
+        ("length", attempt("x", n_tokens=96, max_tokens=192, turn_tokens=[48, 48], max_turn_tokens=64), 0.5),
         ("tool_success", attempt("5", before=[{"role": "assistant", "tool_calls": [CALL]}, tool("5")]), 1.0),
         ("tool_success", attempt("?", before=[tool("error: no"), tool("5")]), 0.5),
         ("tool_success", attempt("5"), 0.0),
@@ -78,6 +89,18 @@ TESTS = {"tests": "assert double(2) == 4\nassert double(-1) == -2"}
         ("def double(x:", 0.0),
         ("import sys\nsys.exit(0)", 0.0),
         ("print('passed')\nraise SystemExit", 0.0),
+        (
+            "import os\nprint(open(__file__).read().rsplit('print(\"', 1)[-1][:16], flush=True)\nos._exit(0)",
+            0.0,
+        ),
+        ("import os, sys\nprint(open(__file__).read(), sys.argv, flush=True)\nos._exit(0)", 0.0),
+        ("import os, sys\nprint(sys.stdin.read(), flush=True)\nos._exit(0)", 0.0),
+        ("import os\nprint([v for v in globals().values()], vars(), flush=True)\nos._exit(0)", 0.0),
+        (
+            "from __future__ import annotations\nfrom dataclasses import dataclass\n@dataclass\nclass P:\n    x: int\n"
+            "def double(x):\n    return 2 * P(x).x\nif __name__ == '__main__':\n    print('\"\"\" {braces} done')",
+            1.0,
+        ),
     ],
 )
 def test_code_is_rewarded_if_it_passes_its_tests_in_the_sandbox(code: str, value: float):
@@ -105,6 +128,7 @@ def test_the_sum_is_weighted_and_its_parts_are_not():
     [
         (("scorr",), "no reward 'scorr'; use scorer"),
         (("scorer=x",), "a number behind the ="),
+        (("stopped=0.5", "scorer", "stopped=0.25"), "names 'stopped' twice: give it once"),
         ((), "is empty"),
     ],
 )

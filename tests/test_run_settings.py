@@ -5,10 +5,10 @@ from pathlib import Path
 
 import pytest
 
-from onesitting.config import RunConfig
+from onesitting.config import GRPOConfig, LoraConfig, RunConfig
 from onesitting.errors import UserError
 from onesitting.recipe import load_recipe, resolve
-from onesitting.run_settings import claim
+from onesitting.run_settings import check_adapters, claim, remarks
 from onesitting.runlog import RunFolder, append_jsonl, write_atomic
 
 
@@ -62,3 +62,28 @@ def test_a_stage_that_is_added_may_learn_from_other_conversations(tmp_path: Path
     finished(folder, "sft")
     with pytest.raises(UserError, match="chat is"):
         claim(folder, replace(added, chat=("other.jsonl",)))
+
+
+def test_a_reward_model_and_an_adapter_do_not_go_together_until_it_is_trained(tmp_path: Path) -> None:
+    cfg = RunConfig(stages=("sft", "reward", "grpo"), lora=LoraConfig(rank=4))
+    folder = RunFolder(tmp_path / "run")
+    with pytest.raises(UserError, match=r"lora\.rank = 4: a reward model trains all weights.*--lora\.rank 0"):
+        check_adapters(cfg, ("reward",), folder)
+    check_adapters(cfg, ("sft", "grpo"), folder)
+    check_adapters(replace(cfg, lora=LoraConfig()), cfg.stages, folder)
+    finished(folder, "reward")
+    check_adapters(cfg, cfg.stages, folder)
+
+
+def test_what_an_adapter_leaves_out_and_what_is_not_gspo_is_said() -> None:
+    plain = RunConfig()
+    assert remarks(plain, "grpo", 4) == []
+    adapted = replace(plain, lora=LoraConfig(rank=4))
+    assert remarks(adapted, "sft", 0) == []
+    (said,) = remarks(adapted, "sft", 4)
+    assert "experts and routers get no adapter" in said
+    sequences = replace(plain, grpo=GRPOConfig(ratio="sequence"))
+    (said,) = remarks(sequences, "grpo", 0)
+    assert "grpo.aggregation=sequence" in said
+    assert remarks(sequences, "sft", 0) == []
+    assert remarks(replace(plain, grpo=GRPOConfig(ratio="sequence", aggregation="sequence")), "grpo", 0) == []

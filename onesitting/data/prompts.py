@@ -7,6 +7,7 @@ A record of a file is one of
 """
 
 import functools
+import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -23,7 +24,7 @@ from onesitting.data.world.splits import Split, split_of
 from onesitting.data.world.suite import SCORERS, TASKS
 from onesitting.data.world.tools import world_tools
 from onesitting.errors import UserError
-from onesitting.tools.protocol import JSON, Tool, schemas
+from onesitting.tools.protocol import JSON, Tool, normalised_schema, schemas
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,6 +84,8 @@ class Prompts:
     sources: Sequence[WorldPrompts | FilePrompts]
     tools: tuple[Tool, ...]
     """The tools that the prompts may offer, as the tool process runs them."""
+    notes: tuple[str, ...] = ()
+    """What a user should know of them."""
 
     def get(self, split: Split, index: int) -> Prompt:
         """Prompt number `index` of a split."""
@@ -93,9 +96,7 @@ class Prompts:
         """Names of tools that prompts of files offer and that nobody can run."""
         files = [source for source in self.sources if isinstance(source, FilePrompts)]
         prompts = [prompt for file in files for split in file.by_split.values() for prompt in split]
-        offered = {
-            one.get("function", one).get("name", "") for prompt in prompts for one in prompt.tools or ()
-        }
+        offered = {one["function"]["name"] for prompt in prompts for one in prompt.tools or ()}
         return sorted(offered - {tool.name for tool in self.tools})
 
 
@@ -108,15 +109,19 @@ def read_prompts(
     Raises UserError for a task or file that is not there, and for files with too many bad records.
     """
     sources: list[WorldPrompts | FilePrompts] = []
+    notes: list[str] = []
     for spec in specs:
         task = world_task(spec)
         if task is not None:
             sources.append(WorldPrompts(World(seed), task))
         else:
-            sources.append(_file_prompts(spec, seed, max_bad_fraction, schemas(tools)))
+            found = _file_prompts(spec, seed, max_bad_fraction, schemas(tools))
+            sources.append(found)
+            if found.by_split["val"] == found.by_split["train"]:
+                notes.append(f"rl.prompts = {spec!r} holds one prompt: it is trained on and validated with")
     if not sources:
         raise UserError("rl.prompts is empty: give world, world:arithmetic, or JSONL files")
-    return Prompts(sources, (*world_tools(seed), *tools))
+    return Prompts(sources, (*world_tools(seed), *tools), tuple(notes))
 
 
 def world_task(spec: str) -> str | None:
@@ -133,7 +138,7 @@ def world_task(spec: str) -> str | None:
 
 def _file_prompts(spec: str, seed: int, max_bad_fraction: float, tools: list[JSON]) -> FilePrompts:
     problems = Problems(max_bad_fraction)
-    by_split: dict[str, list[Prompt]] = {"train": [], "val": []}
+    prompts: list[tuple[str, Prompt]] = []
     for path in expand(spec):
         for line, record in read_records(path, problems):
             try:
@@ -141,13 +146,22 @@ def _file_prompts(spec: str, seed: int, max_bad_fraction: float, tools: list[JSO
             except ValueError as error:
                 problems.report_bad(f"{path}:{line}", str(error))
                 continue
-            key = json.dumps(prompt.messages, sort_keys=True)
-            by_split["train" if split_of(key) == "train" else "val"].append(prompt)
+            prompts.append((json.dumps(prompt.messages, sort_keys=True), prompt))
     problems.raise_if_too_many()
-    if not by_split["train"]:
+    if not prompts:
         raise UserError(f"rl.prompts = {spec!r}: {problems.nothing('prompt')}")
-    by_split["val"] = by_split["val"] or by_split["train"][:1]
-    return FilePrompts(by_split, seed)
+    held_out = _held_out({key for key, _ in prompts})
+    train = [prompt for key, prompt in prompts if key not in held_out]
+    val = [prompt for key, prompt in prompts if key in held_out]
+    return FilePrompts({"train": train or val, "val": val or train}, seed)
+
+
+def _held_out(keys: set[str]) -> set[str]:
+    """Which of the prompts validate: by their content, and of several at least one and not all."""
+    held_out = {key for key in keys if split_of(key) != "train"}
+    if len(keys) > 1 and len(held_out) in (0, len(keys)):
+        return {min(keys, key=lambda key: hashlib.sha256(key.encode()).digest())}
+    return held_out
 
 
 def prompt_of(record: Any, tools: Sequence[JSON] = ()) -> Prompt:
@@ -155,7 +169,7 @@ def prompt_of(record: Any, tools: Sequence[JSON] = ()) -> Prompt:
     if not isinstance(record, dict):
         raise ValueError("not an object")
     values: JSON = {str(name): value for name, value in record.items()}  # pyright: ignore[reportUnknownVariableType, reportUnknownArgumentType]
-    offered: list[JSON] | None = values.get("tools") or list(tools) or None
+    offered = [normalised_schema(one) for one in values.get("tools") or ()] or list(tools) or None
     if isinstance(values.get("question"), str):
         answer = _number(str(values.get("answer", "")).rpartition("####")[2])
         if not answer:
@@ -201,7 +215,7 @@ def _reference(given: Any, scorer: str, tools: list[JSON] | None) -> JSON:
     if scorer == "answer" and "answer" in reference:
         reference.setdefault("accepted", [reference["answer"]])
     if scorer == "tool":
-        reference.setdefault("tools", tools or [])
+        reference["tools"] = [normalised_schema(one) for one in reference.get("tools") or tools or ()]
     return reference
 
 

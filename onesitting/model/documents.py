@@ -14,6 +14,8 @@ if TYPE_CHECKING:
 
 SHARED = -2
 """Number of the "document" that all documents behind it in its row see: a prompt before several replies."""
+UNUSED = -1
+"""Number of the "document" that pads a row; `data.tokens.PADDING`, which this layer does not know."""
 
 
 def document_positions(doc_ids: Tensor) -> Tensor:

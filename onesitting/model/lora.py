@@ -242,9 +242,16 @@ def merge(model: Transformer, name: str = "default") -> None:
     """Add an adapter to the weights and remove it; the model then gives the same logits without it.
 
     That is checked on a probe: a difference above sqrt(epsilon) of the weights' dtype, relative to the largest
-    logit, puts the weights back and raises UserError. So does merging what is not, or no longer, there.
+    logit, puts the weights back and raises UserError. So does merging what is not, or no longer, there, and merging
+    beside other adapters: these stand on the weights that a merge changes.
     """
     _require(model, name)
+    others = [other for other in adapter_names(model) if other != name]
+    if others:
+        raise UserError(
+            f"merging adapter {name!r} would change the weights that adapter {others[0]!r} stands on; take that away "
+            f"with remove(model, {others[0]!r}), or merge into a model that carries {name!r} alone"
+        )
     layers = lora_layers(model, name)
     kept = {at: layer.weight.detach().clone() for at, layer in layers.items()}
     was_training = model.training
@@ -305,10 +312,13 @@ def skeleton(model: Transformer) -> Transformer:
 
 
 def weights_hash(model: Transformer) -> str:
-    """SHA-256 of the base's weights as float32, in the order of their names: independent of file, dtype and device."""
+    """SHA-256 of the base's weights as float32, in the order of their names: independent of file, dtype and device.
+
+    The choice biases of a mixture's routers are weights too.
+    """
     digest = hashlib.sha256()
-    for name, parameter in sorted(model.named_parameters()):
+    for name, tensor in sorted([*model.named_parameters(), *model.named_buffers()], key=lambda pair: pair[0]):
         if not is_of_adapter(name):
             digest.update(name.encode())
-            digest.update(parameter.detach().float().cpu().contiguous().numpy().data)
+            digest.update(tensor.detach().float().cpu().contiguous().numpy().data)
     return digest.hexdigest()

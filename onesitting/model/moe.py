@@ -14,6 +14,8 @@ Left alone, a router sends everything to a few experts, which then learn all the
 - `router_bias_rate`: no loss, but a bias of each expert that counts in the choice and not in the weight, raised for
   experts that got too little and lowered for the others after each step (Wang et al. 2024, arXiv:2408.15664).
 
+Both count real tokens alone: what pads a row says nothing about the text.
+
 Shapes: N tokens, E experts, k experts a token, d_model width of the residual stream, F width of an expert.
 """
 
@@ -54,11 +56,13 @@ class Experts(nn.Module):
         return (y * weights[..., None]).sum(dim=1)
 
 
-def count(indices: Tensor, n: int) -> Tensor:
-    """(n,) how often each of 0 … n - 1 is among the indices. Unlike `torch.bincount` it never waits for a device."""
-    return torch.zeros(n, dtype=torch.int64, device=indices.device).scatter_add_(
-        0, indices, torch.ones_like(indices)
-    )
+def count(indices: Tensor, n: int, each: Tensor | None = None) -> Tensor:
+    """(n,) how often each of 0 … n - 1 is among the indices. Unlike `torch.bincount` it never waits for a device.
+
+    each: int64, what an index counts for; None: 1.
+    """
+    each = torch.ones_like(indices) if each is None else each
+    return torch.zeros(n, dtype=torch.int64, device=indices.device).scatter_add_(0, indices, each)
 
 
 def grouped_product(rows: Tensor, weights: Tensor, ends: Tensor) -> Tensor:
@@ -108,8 +112,8 @@ class MoE(nn.Module):
         self.probability_sum: Tensor | None = None
         """(E,) probabilities summed over tokens since the last `take_balance_loss`, with their graph."""
 
-    def forward(self, x: Tensor) -> Tensor:
-        """(B, T, d_model) -> (B, T, d_model)."""
+    def forward(self, x: Tensor, real: Tensor | None = None) -> Tensor:
+        """(B, T, d_model) -> (B, T, d_model). real: (B, T) bool, the tokens that balance; None: all."""
         tokens = x.flatten(0, -2)  # (N, d_model)
         probabilities = self.gate(tokens).float().softmax(dim=-1)  # (N, E)
         scores = probabilities + self.choice_bias if self.bias_rate else probabilities
@@ -118,13 +122,16 @@ class MoE(nn.Module):
         if self.normalise:
             weights = weights / weights.sum(dim=-1, keepdim=True)
         if self.training and torch.is_grad_enabled():
-            self._record(probabilities, chosen)
+            self._record(probabilities, chosen, None if real is None else real.flatten())
         return self.experts(tokens, chosen, weights.to(x.dtype)).view_as(x)
 
-    def _record(self, probabilities: Tensor, chosen: Tensor) -> None:
-        counts = count(chosen.flatten(), probabilities.shape[1])
+    def _record(self, probabilities: Tensor, chosen: Tensor, real: Tensor | None) -> None:
+        """Count one pass: probabilities (N, E), chosen (N, k), real (N,) bool."""
+        k, shape = chosen.shape[1], (len(chosen), 1)
+        each = None if real is None else real.long().view(shape).expand(-1, k).flatten()
+        counts = count(chosen.flatten(), probabilities.shape[1], each)
         self.counts = counts if self.counts is None else self.counts + counts
-        total = probabilities.sum(dim=0)
+        total = (probabilities if real is None else probabilities * real.view(shape)).sum(dim=0)
         self.probability_sum = total if self.probability_sum is None else self.probability_sum + total
 
     def take_balance_loss(self) -> Tensor | None:
@@ -172,22 +179,26 @@ def add_balance_loss(
 def update_routers(model: nn.Module, sum_counts: Callable[[list[int]], list[int]]) -> dict[str, float]:
     """Take in one step's assignments: sets each layer's load for the next step and moves its biases.
 
-    sum_counts: adds up counts over processes. Names and values for the metrics come back, {} for a dense model.
+    sum_counts: adds up counts over processes. Names and values for the metrics come back, {} for a dense model and
+    for a step without a token. Biases of a router that is frozen, under an adapter, stay as they are.
     """
     layers = moe_layers(model)
     if not layers:
         return {}
     E = layers[0].gate.out_features
     zero = torch.zeros(E, dtype=torch.int64, device=layers[0].gate.weight.device)
+    # Read at once: reading each layer's would wait for the device each time.
     mine = torch.cat([zero if layer.counts is None else layer.counts for layer in layers])
-    counts = sum_counts(
-        mine.tolist()
-    )  # read at once: reading each layer's would wait for the device each time
+    counts = sum_counts(mine.tolist())
+    for layer in layers:
+        layer.counts = None
+    if not any(counts):
+        return {}
     load = torch.tensor(counts, dtype=torch.float32).view(len(layers), E)
     load /= load.sum(dim=1, keepdim=True).clamp_min(1)
     for layer, row in zip(layers, load, strict=True):
-        layer.counts, layer.load = None, row.to(layer.gate.weight.device)
-        if layer.bias_rate:
+        layer.load = row.to(layer.gate.weight.device)
+        if layer.bias_rate and layer.gate.weight.requires_grad:
             layer.choice_bias += layer.bias_rate * (1 / E - layer.load).sign()
     return {
         "expert_load_max": float(load.max()) * E,

@@ -25,13 +25,17 @@ CONFIG, WEIGHTS, BASE = "adapter_config.json", "adapter_model.safetensors", "bas
 PREFIX = "base_model.model."
 VALUE_HEAD = "value.weight"
 
-# Options of PEFT that change what an adapter computes, with the value that means "not used".
-UNUSED = {
-    "peft_type": "LORA", "bias": "none", "use_dora": False, "fan_in_fan_out": False, "lora_bias": False,
-    "modules_to_save": None, "rank_pattern": {}, "alpha_pattern": {}, "layer_replication": None,
-    "trainable_token_indices": None, "target_parameters": None,
+READ = {
+    "r", "lora_alpha", "use_rslora", "lora_dropout", "init_lora_weights", "base_model_name_or_path",
+    "target_modules", "exclude_modules", "layers_to_transform", "layers_pattern",
+    "task_type", "auto_mapping", "peft_version", "revision", "inference_mode",
+    "eva_config", "runtime_config", "ensure_weight_tying",
 }  # fmt: skip
-
+"""Options that are read here, that the matrices themselves answer, or that change nothing of a plain adapter."""
+UNUSED = {
+    "peft_type": ("LORA",), "bias": ("none",), "megatron_core": ("megatron.core",), "qalora_group_size": (16,),
+}  # fmt: skip
+"""Other options whose value for "not used" is not empty. Every further one, also of a later PEFT, must be empty."""
 
 PLAIN_STARTS = (True, False, "gaussian", "orthogonal", "eva")
 """Values of init_lora_weights that leave the base as it is; the others (PiSSA, OLoRA, …) take something out of it."""
@@ -109,13 +113,17 @@ def load_adapter(folder: Path, model: Transformer, name: str = "default") -> lis
 
 
 def _refuse_options(folder: Path, config: Mapping[str, Any]) -> None:
-    for option, unused in UNUSED.items():
-        value = config.get(option, unused)
-        if value != unused and value:
+    for option, value in config.items():
+        if option not in READ and value and value not in UNUSED.get(option, ()):
             raise UserError(
                 f"{folder / CONFIG}: {option} is {value!r}, which this model does not have; only plain LoRA can be "
                 "read, so merge that adapter in PEFT and start from the merged model"
             )
+    if not float(config.get("lora_alpha", 8)) > 0:
+        raise UserError(
+            f"{folder / CONFIG}: lora_alpha is {config['lora_alpha']!r}, with which an adapter adds nothing; start "
+            "from the base itself, or correct it"
+        )
     start = config.get("init_lora_weights", True)
     if start not in PLAIN_STARTS:
         raise UserError(

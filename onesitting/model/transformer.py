@@ -23,10 +23,10 @@ from torch import Tensor, nn
 
 from onesitting.config import ModelConfig
 from onesitting.errors import UserError
-from onesitting.model.documents import document_bias, document_blocks, document_positions
+from onesitting.model.documents import UNUSED, document_bias, document_blocks, document_positions
 from onesitting.model.kernels import Route, attention, fits_flex, rms_norm, rotate, route_on
 from onesitting.model.linear import Linear
-from onesitting.model.logprobs import LossChunk, SoftTargets, cross_entropy_sum, masked_chunk
+from onesitting.model.logprobs import IGNORE, LossChunk, SoftTargets, cross_entropy_sum, masked_chunk
 from onesitting.model.moe import MoE
 from onesitting.model.rope import resolved, rope_tables
 from onesitting.model.wiring import can_wire, wire_lookup
@@ -141,6 +141,8 @@ class Context(NamedTuple):
     """Keys and values of earlier tokens."""
     run: "Callable[[Block, Tensor, int, Context], Tensor]"
     """What a block does: `Block.compute`, or that compiled."""
+    real: Tensor | None = None
+    """(B, T) bool, the tokens that a mixture's balance counts; None: all."""
 
 
 class Block(nn.Module):
@@ -160,7 +162,8 @@ class Block(nn.Module):
     def compute(self, x: Tensor, layer: int, context: Context) -> Tensor:
         """What `forward` gives; apart from it, so that hooks (FSDP's) stay outside of what is compiled."""
         x = x + self.self_attn(self.input_layernorm(x), layer, context)
-        return x + self.mlp(self.post_attention_layernorm(x))
+        normed = self.post_attention_layernorm(x)
+        return x + (self.mlp(normed, context.real) if isinstance(self.mlp, MoE) else self.mlp(normed))
 
 
 def apply_norm(norm: RMSNorm | LayerNorm, x: Tensor) -> Tensor:
@@ -253,7 +256,12 @@ class Transformer(nn.Module):
         soft: (B, T, L) likely tokens that take a part of each target in the gradient.
         The other arguments are those of `hidden`.
         """
-        x = self.hidden(tokens, doc_ids=doc_ids, positions=positions)
+        real = None
+        if self.cfg.n_experts and targets is not None and doc_ids is None:
+            real = (
+                targets != IGNORE
+            )  # in rows without documents all but the unused end of the last one is trained
+        x = self.hidden(tokens, doc_ids=doc_ids, positions=positions, real=real)
         if targets is not None:
             weight, chunk = self.output_weight, self.parts.loss_chunk
             soft = None if soft is None else SoftTargets(soft.ids.flatten(0, 1), soft.parts.flatten(0, 1))
@@ -274,6 +282,7 @@ class Transformer(nn.Module):
         doc_ids: Tensor | None = None,
         positions: Tensor | None = None,
         cache: "KVCache | None" = None,
+        real: Tensor | None = None,
     ) -> Tensor:
         """Normed residual stream (B, T, d_model) after the last block, in the compute dtype.
 
@@ -282,6 +291,7 @@ class Transformer(nn.Module):
             constant over a document's run of tokens, or the id SHARED. None: the row is one document.
         positions: (B, T) integers; None: counted from the start of the row or of the document.
         cache: tokens are then those of `KVCache.read`, which knows their texts and positions.
+        real: (B, T) bool, False for padding, which a mixture does not count; None: by doc_ids, or all are real.
         """
         x = self.model.embed_tokens(tokens)  # (B, T, d_model)
         dtype = compute_dtype(x)
@@ -295,13 +305,17 @@ class Transformer(nn.Module):
         elif doc_ids is not None:
             positions = document_positions(doc_ids) if positions is None else positions
             mask = document_blocks(doc_ids) if route == "flex" else document_bias(doc_ids, dtype)
+            real = doc_ids != UNUSED
         elif positions is None:
             positions = torch.arange(tokens.shape[1], device=tokens.device)[None]
         if self.model.embed_positions is not None:
             x = x + self.model.embed_positions(positions)
         else:
             rope = rope_tables(positions, self.cfg, dtype)
-        x, context = x.to(dtype), Context(rope, mask, route, cache, parts.block)
+        x, context = (
+            x.to(dtype),
+            Context(rope, mask, route, cache, parts.block, real if self.cfg.n_experts else None),
+        )
         with without_autocast(x.device):
             for layer, block in enumerate(self.model.layers):
                 x = block(x, layer, context)

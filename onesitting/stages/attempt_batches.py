@@ -42,22 +42,25 @@ class Rows(NamedTuple):
     """(B, T) int64, SHARED for a prompt, then the number of the branch; None where each row is one attempt."""
     positions: Tensor | None
     """(B, T) int64, as if each attempt stood alone; None as above."""
+    real: Tensor
+    """(B, T) bool, False where a row is padded."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class RLBatch:
     """A micro-batch of attempts.
 
-    tokens, targets, doc_ids, positions: those of `Rows`. attempts: (N,) int64, whose each sampled token is. All others
-    are (N,) float32 over the sampled tokens: advantages, weights in the loss; old, reference: log-probabilities of the
-    policy that sampled (None: the present one) and of the model at the start (None: not needed); values and returns
-    (PPO).
+    tokens, targets, doc_ids, positions, real: those of `Rows`; of a stand-in nothing is real. attempts: (N,) int64,
+    whose each sampled token is. All others are (N,) float32 over the sampled tokens: advantages, weights in the loss;
+    old, reference: log-probabilities of the policy that sampled (None: the present one) and of the model at the start
+    (None: not needed); values and returns (PPO).
     """
 
     tokens: Tensor
     targets: Tensor
     doc_ids: Tensor | None
     positions: Tensor | None
+    real: Tensor
     attempts: Tensor
     advantages: Tensor
     weights: Tensor
@@ -104,14 +107,15 @@ def make_batches(
 
     advantages: one an attempt, given to each of its sampled tokens. max_tokens: of an attempt, for `constant`.
     keep_zero: also compute attempts whose advantage is zero; without a divergence or a value to learn they have no
-    gradient, so that leaving them out saves time. They count as units in any case.
+    gradient, so that leaving them out saves time. They count as units in any case; where none is left, one of them
+    stands in to carry the units, and no token of it is counted.
     """
     lengths = torch.tensor([attempt.n_sampled for attempt in trajectories])
     weights = token_weights(lengths, aggregation, max_tokens)
     written = [i for i, length in enumerate(lengths.tolist()) if length]
     n_units = int(lengths.sum()) if aggregation == "token" else len(written)
-    kept = [i for i in written if keep_zero or advantages[i] != 0] or written[:1]
-    rows = shared_rows(trajectories, kept)
+    kept = [i for i in written if keep_zero or advantages[i] != 0]
+    rows = shared_rows(trajectories, kept or written[:1])
     batches: list[RLBatch] = []
     while rows:
         # The next row is the longest: the others are padded to it.
@@ -119,6 +123,7 @@ def make_batches(
         part, rows = rows[:n_rows], rows[n_rows:]
         members = torch.tensor([i for row in part for i in row])
         laid = lay_out([[trajectories[i] for i in row] for row in part], pad_id)
+        laid = laid if kept else laid._replace(real=torch.zeros_like(laid.real))
         owners = torch.arange(len(members)).repeat_interleave(lengths[members])
         batches.append(
             RLBatch(
@@ -128,7 +133,7 @@ def make_batches(
                 weights=weights[members][owners],
                 rewards=torch.tensor(rewards)[members],
                 n_units=0 if batches else n_units,
-                n_tokens=sum(row_inputs(trajectories, row) for row in part),
+                n_tokens=sum(row_inputs(trajectories, row) for row in part) if kept else 0,
             )
         )
     return batches
@@ -175,14 +180,15 @@ def lay_out(rows: Sequence[Sequence[Trajectory]], pad_id: int) -> Rows:
             doc_ids[r, branch] = number
             positions[r, branch] = shared + torch.arange(len(sampled))
             at = branch.stop
+    real = doc_ids != PADDING
     if all(len(row) == 1 for row in rows):
-        return Rows(tokens, targets, None, None)
-    return Rows(tokens, targets, doc_ids, positions)
+        return Rows(tokens, targets, None, None, real)
+    return Rows(tokens, targets, doc_ids, positions, real)
 
 
 def sampled_hidden(model: Transformer, batch: RLBatch) -> Tensor:
     """(N, d_model) hidden states from which the sampled tokens were predicted."""
-    hidden = model.hidden(batch.tokens, doc_ids=batch.doc_ids, positions=batch.positions)
+    hidden = model.hidden(batch.tokens, doc_ids=batch.doc_ids, positions=batch.positions, real=batch.real)
     return hidden[batch.targets != IGNORED]
 
 

@@ -5,9 +5,6 @@ The data are the conversations of SFT. A token's loss is (1 - w) cross-entropy +
 (Agarwal et al. 2023, arXiv:2306.13649): there only the divergence counts, for the student's words are no target.
 """
 
-import hashlib
-import math
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -18,18 +15,19 @@ from torch import Tensor
 
 from onesitting.checkpoint import find_model_folder, load_model
 from onesitting.config import RunConfig
-from onesitting.data.examples import IGNORED, Batch, chat_rows, n_chat_rows
+from onesitting.data.examples import IGNORED, Batch, chat_rows, concatenate, n_chat_rows
 from onesitting.data.preference_rows import packed
-from onesitting.data.tokens import ChatFile, ChatFolder
+from onesitting.data.tokens import ChatFolder
 from onesitting.errors import UserError
 from onesitting.evaluation.bits_per_byte import chat_bits_per_byte
-from onesitting.inference.generate import generate
+from onesitting.inference.generate import Completion, generate
 from onesitting.inference.sampling import Sampling
 from onesitting.model.transformer import Transformer
-from onesitting.runlog import write_atomic
 from onesitting.stages.divergence import TopK, distillation_sums, top_k
-from onesitting.stages.next_token import rank_share, write_samples
+from onesitting.stages.kept import KeptLogits, packed_rows
+from onesitting.stages.next_token import rank_share, rest, share, write_samples
 from onesitting.stages.reference import model_identity
+from onesitting.stages.rollout import seed_of
 from onesitting.tokenizer.bpe import Tokenizer
 from onesitting.train.device import DevicePlan
 from onesitting.train.distributed import Ranks
@@ -89,9 +87,7 @@ class DistillStage:
         settings = cfg.distill
         self.row_length = settings.context_length or cfg.model.context_length
         self.n_rows = max(1, settings.step_tokens // self.row_length)
-        # At least one row where some are asked for: rounding must not switch it off.
-        self.n_own = max(round(self.n_rows * settings.on_policy), math.ceil(settings.on_policy))
-        self.cycle = 1 if self.n_own else 0
+        self.cycle = 1 if settings.on_policy else 0
         self.teacher, self.teacher_folder = load_teacher(cfg, tokenizer, plan, self.row_length)
         self.kept: KeptLogits | None = None
         if settings.top_k:
@@ -102,55 +98,79 @@ class DistillStage:
             )  # fmt: skip
 
     def next_batches(self, model: Transformer | None, step: int, row_length: int) -> list[DistillBatch]:
-        """This rank's micro-batches of step `step`: rows of the data, then rows that the student writes now."""
-        n_data = self.n_rows - self.n_own
+        """This rank's micro-batches of step `step`: rows of the data, then rows that the student writes now.
+
+        Of all rows of training the student writes `distill.on_policy`; a step may have one more or less than its part.
+        """
+        fraction = self.cfg.distill.on_policy
+        data_first, n_data = rest(step * self.n_rows, self.n_rows, fraction)
         offset, count = rank_share(n_data, self.ranks.rank, self.ranks.world)
         size = self.plan.micro_batch_rows(row_length, self.cfg.distill.micro_batch_rows, count)
         batches: list[DistillBatch] = []
         for first in range(offset, offset + count, size):
             n = min(size, offset + count - first)
-            place = step * n_data + first
+            place = data_first + first
             batch = chat_rows(
                 self.chat.train, row_length=row_length, seed=self.cfg.seed, first_row=place, n_rows=n
             )
             rows = packed_rows(self.chat.train, row_length, self.cfg.seed, place, n)
             batches.append(DistillBatch(batch=batch, rows=rows))
-        if self.n_own and model is not None:
-            own = self.own_rows(model, step, row_length)
+        own_first, n_own = share(step * self.n_rows, self.n_rows, fraction)
+        offset, count = rank_share(n_own, self.ranks.rank, self.ranks.world)
+        if count and model is not None:
+            own = self.own_rows(model, range(own_first + offset, own_first + offset + count), row_length)
             batches += [DistillBatch(batch=part, rows=None) for part in own.split(size)]
         return batches
 
-    def own_rows(self, model: Transformer, step: int, row_length: int) -> Batch:
-        """Conversations whose replies the student writes: a function of (weights, seed, step), shared by the ranks."""
-        file, rng = self.chat.train, np.random.default_rng([self.cfg.seed, step, 7])
-        # About as many conversations as fill the rows, by the mean length of those in the data.
-        n = max(1, self.n_own * row_length * file.n_conversations // max(1, file.n_tokens))
-        chosen, seed = rng.integers(0, file.n_conversations, n), int(rng.integers(2**31))
-        offset, count = rank_share(n, self.ranks.rank, self.ranks.world)
-        indices = range(offset, offset + count)
-        prompts = [file.prompt(int(chosen[i]))[: row_length - 1] for i in indices]
-        sampling = Sampling(temperature=1.0, max_tokens=min(GENERATED_TOKENS, row_length), seed=seed)
+    def own_rows(self, model: Transformer, rows: range, row_length: int) -> Batch:
+        """Rows of conversations whose replies the student writes, a function of (weights, seed, number of the row).
+
+        For each row as many replies are written as fill one in the data, and the first of them that fit are read: it is
+        one row whatever their length.
+        """
+        file = self.chat.train
+        n_asked = max(1, row_length * file.n_conversations // max(1, file.n_tokens))
+        rng = [np.random.default_rng([self.cfg.seed, row, 7]) for row in rows]
+        chosen = [int(item) for one in rng for item in one.integers(0, file.n_conversations, n_asked)]
+        prompts = [file.prompt(item)[: row_length - 1] for item in chosen]
+        sampling = Sampling(
+            temperature=1.0,
+            max_tokens=min(GENERATED_TOKENS, row_length),
+            seed=seed_of(self.cfg.seed, self.name),
+        )
+        indices = range(rows.start * n_asked, rows.stop * n_asked)
         model.eval()
         with self.plan.autocast():
             done = generate(
                 model, self.tokenizer, prompts, sampling, self.tokenizer.stop_ids, indices=indices
             )
         model.train()
-        examples = []
-        for prompt, reply in zip(prompts, done, strict=True):
+        made: list[Batch] = []
+        for first in range(0, len(prompts), n_asked):
+            part = slice(first, first + n_asked)
+            made.append(self.own_row(prompts[part], done[part], row_length))
+        return concatenate(made)
+
+    def own_row(self, prompts: list[list[int]], replies: list[Completion], row_length: int) -> Batch:
+        """One row of the first replies that fit. A reply that was cut is not taught to stop."""
+        examples: list[tuple[np.ndarray, np.ndarray]] = []
+        room = row_length
+        for prompt, reply in zip(prompts, replies, strict=True):
             written = [*reply.ids, *([] if reply.stop_id is None else [reply.stop_id])]
-            ids = np.array([*prompt, *written], dtype=np.int64)
+            ids = np.array([*prompt, *written], dtype=np.int64)[: row_length + 1]
+            room -= len(ids) - 1
+            if room < 0:
+                break
             examples.append((ids, np.arange(len(ids)) >= len(prompt)))
-        rows = packed(examples, range(len(examples)), row_length=row_length, eos_id=self.tokenizer.eos_id)
-        n_units = int((rows.targets != IGNORED).sum())
+        row = packed(examples, range(len(examples)), row_length=row_length, eos_id=self.tokenizer.eos_id)
         return Batch(
-            tokens=rows.tokens, targets=rows.targets, doc_ids=rows.doc_ids, positions=rows.positions,
-            n_units=n_units, n_tokens=rows.n_tokens,
+            tokens=row.tokens, targets=row.targets, doc_ids=row.doc_ids, positions=row.positions,
+            n_units=int((row.targets != IGNORED).sum()), n_tokens=row.n_tokens,
         )  # fmt: skip
 
     def max_steps(self) -> int | None:
         """Optimizer steps in `distill.max_epochs` passes over the conversations; None if all rows are the student's."""
-        n_data = self.n_rows - self.n_own
+        n_data = self.n_rows * (1 - self.cfg.distill.on_policy)
         if self.cfg.distill.max_epochs == 0 or n_data == 0:
             return None
         rows = n_chat_rows(self.chat.train, row_length=self.row_length, seed=self.cfg.seed)
@@ -264,63 +284,3 @@ def load_teacher(
         )
     teacher.requires_grad_(False)
     return teacher, folder
-
-
-# ---- the teacher's likeliest tokens, kept on disk --------------------------------------------------------------
-
-
-def packed_rows(file: ChatFile, row_length: int, seed: int, first_row: int, n_rows: int) -> tuple[int, ...]:
-    """The packed rows that `chat_rows` reads for these arguments."""
-    per_epoch = n_chat_rows(file, row_length=row_length, seed=seed)
-    places = (divmod(first_row + i, per_epoch) for i in range(n_rows))
-    return tuple(int(file.epoch_order(per_epoch, seed, epoch)[row]) for epoch, row in places)
-
-
-class KeptLogits:
-    """The teacher's K likeliest tokens at every trained place of a file of conversations, row by row.
-
-    Two memory-mapped files under a hash of teacher, data and rows: ids (n, K) uint32 and logprobs (n, K) float16, in
-    the order of the packed rows. A row that was not computed yet has NaN in its first place.
-    """
-
-    def __init__(
-        self, file: ChatFile, folder: Path, identity: str, *, row_length: int, seed: int, k: int
-    ) -> None:
-        items, first, n_inputs = file.pack(row_length, seed, False)
-        before = np.concatenate([[0], np.cumsum(file.trained, dtype=np.int64)])
-        starts = file.starts[items] + 1
-        counts = before[starts + n_inputs[items]] - before[starts]  # trained places of each conversation
-        ends = np.concatenate([[0], np.cumsum(counts)])
-        self.edges, self.k = ends[first], k  # row r has the places edges[r] to edges[r + 1] - 1
-        content = hashlib.sha256(np.ascontiguousarray(file.tokens).tobytes()).hexdigest()
-        key = hashlib.sha256(f"{identity}/{content}/{row_length}/{seed}/{k}".encode()).hexdigest()[:16]
-        self.ids = self._open(folder / f"{key}.ids", "<u4", 0)
-        self.logprobs = self._open(folder / f"{key}.logprobs", "<f2", np.nan)
-
-    def _open(self, path: Path, dtype: str, fill: float) -> Any:
-        shape = (int(self.edges[-1]), self.k)
-        kind = np.dtype(dtype)
-        if not path.is_file() or path.stat().st_size != shape[0] * shape[1] * kind.itemsize:
-            write_atomic(path, np.full(shape, fill, dtype=kind).tobytes())
-        return np.memmap(path, dtype=kind, mode="r+", shape=shape)
-
-    def read(self, rows: Sequence[int]) -> TopK | None:
-        """What is kept of these rows, in their order; None if one of them is missing."""
-        parts = [slice(self.edges[row], self.edges[row + 1]) for row in rows]
-        if any(part.start < part.stop and np.isnan(self.logprobs[part.start, 0]) for part in parts):
-            return None
-        ids = np.concatenate([self.ids[part] for part in parts]).astype(np.int64)
-        return TopK(
-            torch.from_numpy(ids), torch.from_numpy(np.concatenate([self.logprobs[p] for p in parts])).float()
-        )
-
-    def write(self, rows: Sequence[int], found: TopK) -> None:
-        """Keep what the teacher said in these rows; ids first, so that a row with logprobs is whole."""
-        at = 0
-        ids, logprobs = found.ids.cpu().numpy(), found.logprobs.float().cpu().numpy()
-        for row in rows:
-            part = slice(self.edges[row], self.edges[row + 1])
-            n = part.stop - part.start
-            self.ids[part] = ids[at : at + n]
-            self.logprobs[part] = logprobs[at : at + n]
-            at += n

@@ -78,7 +78,9 @@ def distillation_sums(
     student: (N, d) hidden states; student_weight: (V, d). teacher: (N, e) hidden states with teacher_weight (V, e),
     or what is kept of them. targets: (N,). Logits are computed chunk by chunk, and again on the way back.
     """
-    zero = student.new_zeros((), dtype=torch.float32)
+    zero = (
+        student[:0].float().sum()
+    )  # 0, on the graph: without a token the sums still have a gradient, of zeros
     sums = [zero, zero]
     size = chunk_rows(student_weight)
     for first in range(0, len(targets), size):

@@ -118,6 +118,10 @@ class DPOStage:
         self.n_rows = max(2 if self.paired else 1, cfg.dpo.step_tokens // self.row_length)
         self.frozen: Transformer | None = None
         self.references: dict[str, ReferenceLogprobs] = {}
+        if cfg.dpo.loss != "simpo":  # now, when the processes make their stages one after another
+            self.identity = model_identity(start)
+            for split in ("train", "val"):
+                self.reference(split)
 
     def next_batches(self, model: Transformer | None, step: int, row_length: int) -> list[PreferenceBatch]:
         """This rank's micro-batches of step `step`."""
@@ -219,7 +223,7 @@ class DPOStage:
         if split not in self.references:
             file: PreferenceFile = getattr(self.data, split)
             self.references[split] = ReferenceLogprobs(
-                self.reference_model, file, self.folder, model_identity(self.start), self.plan,
+                self.reference_model, file, self.folder, self.identity, self.plan,
                 row_length=self.row_length, seed=self.cfg.seed, paired=self.paired,
             )  # fmt: skip
         return self.references[split]

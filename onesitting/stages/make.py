@@ -66,8 +66,16 @@ class PipelineStage(Stage, Protocol):
 
 
 def make_stage(name: str, inputs: StageInputs) -> PipelineStage:
-    """The stage of a name, its data loaded; UserError where sharded processes would get unequal parts of its steps."""
-    stage, world = _stage(name, inputs), inputs.ranks.world
+    """The stage of a name, its data loaded; UserError where sharded processes would get unequal parts of its steps.
+
+    The first process makes its stage before the others do: files that it leaves for all are there when they look.
+    """
+    ranks, world = inputs.ranks, inputs.ranks.world
+    if ranks.rank != 0:
+        ranks.barrier()
+    stage = _stage(name, inputs)
+    if ranks.rank == 0:
+        ranks.barrier()
     if inputs.cfg.device.shard == "fsdp" and stage.n_rows % world:
         raise UserError(
             f"device.shard = fsdp: the {stage.n_rows} rows of {stage.row_length} tokens in a step of {name} do not "

@@ -17,7 +17,7 @@ from onesitting.data.preference_rows import PreferenceBatch, preference_rows
 from onesitting.data.tokens import PreferenceFile
 from onesitting.evaluation.preferences import reply_logprobs
 from onesitting.model.transformer import Transformer
-from onesitting.runlog import write_atomic
+from onesitting.stages.kept import open_filled
 from onesitting.train.device import DevicePlan
 
 BLOCK_ROWS = 8
@@ -49,9 +49,7 @@ class ReferenceLogprobs:
         parts = (identity, file.hash, str(row_length), str(seed), str(paired), plan.dtype, str(BLOCK_ROWS))
         path = folder / f"{hashlib.sha256('/'.join(parts).encode()).hexdigest()[:16]}.f32"
         n_sides = 2 * file.n_preferences
-        if not path.is_file() or path.stat().st_size != 4 * n_sides:
-            write_atomic(path, np.full(n_sides, np.nan, dtype="<f4").tobytes())
-        self.values = np.memmap(path, dtype="<f4", mode="r+")  # (2 D,) nats, NaN where not computed yet
+        self.values = open_filled(path, (n_sides,), "<f4", np.nan)  # (2 D,) nats, NaN where not computed yet
         members, first, _ = file.pack(row_length, seed, paired)
         self.n_rows = len(first) - 1
         row_of_member = np.repeat(np.arange(self.n_rows), np.diff(first))

@@ -4,6 +4,7 @@ An attempt keeps the very tokens that the model wrote, never a second tokenizati
 trained is what was sampled. Results of tools and what opens a message are in it too, untrained.
 """
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from hashlib import blake2b
@@ -55,6 +56,11 @@ class Trajectory:
     def n_sampled(self) -> int:
         """Tokens that the model wrote."""
         return sum(self.sampled)
+
+    @property
+    def turn_tokens(self) -> list[int]:
+        """Tokens of each turn of the model: what a tool said stands between two turns."""
+        return [len(list(turn)) for is_models, turn in itertools.groupby(self.sampled) if is_models]
 
     def add(self, ids: Sequence[int], sampled: bool) -> None:
         """Append tokens."""

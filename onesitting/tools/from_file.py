@@ -25,7 +25,8 @@ def read_tools(path: Path) -> list[Tool]:
 
     A tool is a function without leading underscore, with a docstring (its first line is the description) and a type
     hint for every parameter: str, int, float, bool, list, dict or Literal[…]. A parameter with a default is optional.
-    Raises UserError with file and line for a function that has a docstring but no such hints.
+    Raises UserError with file and line for a function that has a docstring but no such hints, or a parameter that
+    cannot be given by name.
     """
     path = Path(path)
     try:
@@ -46,8 +47,14 @@ def read_tools(path: Path) -> list[Tool]:
 
 
 def _tool(path: Path, node: ast.FunctionDef, description: str) -> Tool:
-    arguments = [*node.args.posonlyargs, *node.args.args, *node.args.kwonlyargs]
-    positional = len(node.args.posonlyargs) + len(node.args.args)
+    if node.args.posonlyargs:
+        first = node.args.posonlyargs[0]
+        raise UserError(
+            f"{path}, line {first.lineno}: parameter '{first.arg}' of {node.name} has no name for callers, and a model "
+            "gives arguments by name; take the / out of its parameters"
+        )
+    arguments = [*node.args.args, *node.args.kwonlyargs]
+    positional = len(node.args.args)
     n_required = positional - len(node.args.defaults)
     optional = {argument.arg for argument in arguments[n_required:positional]}
     defaults = zip(node.args.kwonlyargs, node.args.kw_defaults, strict=True)

@@ -57,6 +57,26 @@ def make_schema(name: str, description: str, properties: JSON, required: Sequenc
     }
 
 
+def normalised_schema(schema: object) -> JSON:
+    """A tool's schema in OpenAI's form, from that form or from its function alone; no parameters: it takes none.
+
+    Raises ValueError for what is no schema.
+    """
+    if not isinstance(schema, dict):
+        raise ValueError("a tool is no object")
+    found: JSON = {str(name): value for name, value in schema.items()}  # pyright: ignore[reportUnknownVariableType, reportUnknownArgumentType]
+    function = found.get("function", found)
+    if not isinstance(function, dict) or not isinstance(function.get("name"), str):
+        raise ValueError("a tool has no `name`")
+    function = {
+        str(name): value for name, value in function.items() if function is not found or name != "type"
+    }
+    function["parameters"] = function.get("parameters") or {"type": "object", "properties": {}}
+    if not isinstance(function["parameters"], dict):
+        raise ValueError(f"the `parameters` of tool '{function['name']}' are no object")
+    return {"type": "function", "function": function}
+
+
 def parsed_arguments(arguments: object) -> JSON | str:
     """The arguments of a call as a dict, or what is wrong with them as a string."""
     if isinstance(arguments, str):

@@ -32,7 +32,11 @@ def run(function: str, arguments: dict[str, Any]) -> str:
         return f"{ERROR}out of memory"
     except BaseException as error:  # a tool that calls sys.exit has failed too, and must not end the worker
         return f"{ERROR}{str(error).strip() or type(error).__name__}"
-    return result if isinstance(result, str) else json.dumps(result, ensure_ascii=False, default=str)
+    try:
+        text = result if isinstance(result, str) else json.dumps(result, ensure_ascii=False, default=str)
+    except Exception as error:  # keys that are no text, a list within itself, a __str__ that fails
+        return f"{ERROR}the tool's result cannot be written as JSON ({error})"
+    return text.encode("utf-8", "replace").decode()  # half a surrogate pair is no text
 
 
 def find(function: str) -> Callable[..., Any]:

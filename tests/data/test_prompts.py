@@ -153,3 +153,62 @@ def test_tools_of_ones_own_are_offered_and_one_that_nobody_runs_is_found(tmp_pat
         [{"messages": [{"role": "user", "content": "?"}], "reference": "x", "tools": [AREA]}],
     )
     assert read_prompts((other,), 0).unknown_tools() == ["area"]
+
+
+CALL = {"type": "function", "function": {"name": "now", "arguments": {}}}
+
+
+@pytest.mark.parametrize(
+    "tool",
+    [
+        {"type": "function", "function": {"name": "now", "description": "Time."}},
+        {"name": "now", "description": "Time.", "parameters": {"type": "object", "properties": {}}},
+        {"type": "function", "name": "now", "description": "Time."},
+    ],
+    ids=["no parameters", "flat", "flat without parameters"],
+)
+def test_schemas_of_tools_are_brought_into_one_form(tool: dict[str, object]):
+    record = {"messages": [{"role": "user", "content": "?"}], "scorer": "tool", "tools": [tool]}
+    prompt = prompt_of({**record, "reference": {"name": "now", "arguments": [{}]}})
+    wanted = make_schema("now", "Time.", {})
+    wanted["function"]["parameters"].pop("required")
+    assert prompt.tools == [wanted]
+    assert SCORERS["tool"](Reply("", (CALL,)), prompt.reference).correct
+    given = {"name": "now", "arguments": [{}], "tools": [tool]}
+    prompt = prompt_of({**record, "tools": None, "reference": given})
+    assert SCORERS["tool"](Reply("", (CALL,)), prompt.reference).correct
+
+
+@pytest.mark.parametrize(
+    ("tool", "problem"),
+    [
+        ("now", "a tool is no object"),
+        ({"function": {}}, "a tool has no `name`"),
+        ({"name": "f", "parameters": [1]}, "the `parameters` of tool 'f'"),
+    ],
+)
+def test_what_is_no_tool_is_a_bad_record(tool: object, problem: str):
+    messages = [{"role": "user", "content": "?"}]
+    with pytest.raises(ValueError, match=problem):
+        prompt_of({"messages": messages, "reference": "x", "tools": [tool]})
+
+
+@pytest.mark.parametrize("n", [2, 3, 4])
+def test_a_small_file_validates_on_a_prompt_that_it_does_not_train_on(tmp_path: Path, n: int):
+    for first in range(0, 60, n):  # whichever split their contents would choose
+        records = [{"question": f"What is {first + i}?", "answer": str(i)} for i in range(n)]
+        prompts = read_prompts((write(tmp_path / "p.jsonl", records + records[:1]),), 0)
+        by_split = prompts.sources[0].by_split  # pyright: ignore
+        said = {split: {one.messages[0]["content"] for one in by_split[split]} for split in ("train", "val")}
+        assert said["train"]
+        assert said["val"]
+        assert not said["train"] & said["val"]
+        assert prompts.notes == ()
+
+
+def test_a_file_of_one_prompt_says_that_it_validates_on_it(tmp_path: Path):
+    for i in range(20):
+        prompts = read_prompts((write(tmp_path / "p.jsonl", [{"question": f"{i}?", "answer": "1"}]),), 0)
+        assert prompts.get("train", 0) == prompts.get("val", 0)
+        (note,) = prompts.notes
+        assert "holds one prompt" in note

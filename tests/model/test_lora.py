@@ -123,6 +123,20 @@ def test_a_second_merge_is_refused() -> None:
         merge(it)
 
 
+def test_a_merge_beside_another_adapter_is_refused_and_changes_nothing() -> None:
+    it = model()
+    add_adapter(it, LoraConfig(rank=2, name="a"), base=Path("some/where"))
+    add_adapter(it, LoraConfig(rank=2, name="b"))
+    before, base = logits(fill(it)), it.frozen_base
+    with pytest.raises(UserError, match=r"adapter 'b' stands on; take that away with remove"):
+        merge(it, "a")
+    assert torch.equal(logits(it), before)
+    assert it.frozen_base == base
+    remove(it, "a")
+    merge(it, "b")
+    assert it.frozen_base is None
+
+
 def test_a_merge_that_would_change_the_logits_is_undone_and_refused() -> None:
     it = model()
     add_adapter(it, LoraConfig(rank=2))

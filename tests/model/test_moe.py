@@ -11,12 +11,14 @@ from torch import Tensor
 
 from onesitting.checkpoint import load_model, save_model
 from onesitting.config import ModelConfig, OptimConfig
+from onesitting.data.examples import IGNORED
+from onesitting.data.tokens import PADDING
 from onesitting.errors import UserError
 from onesitting.model import moe
 from onesitting.model.flops import count_active_parameters, count_matrix_parameters, count_parameters
 from onesitting.model.hf import hf_format
 from onesitting.model.kv_cache import KVCache, Next, Piece
-from onesitting.model.transformer import Transformer
+from onesitting.model.transformer import UNTRAINED, UNUSED, Transformer
 from onesitting.train.optim import MuonAdamW
 
 CFG = ModelConfig(
@@ -163,6 +165,48 @@ def test_nothing_is_recorded_outside_of_training() -> None:
     assert all(layer.counts is None and layer.probability_sum is None for layer in moe.moe_layers(it))
     assert moe.take_balance_loss(it) is None
     assert moe.add_balance_loss(it, TOKENS.sum(), {}, 1.0) == (TOKENS.sum(), {})
+
+
+def test_padding_is_neither_balanced_nor_counted() -> None:
+    it = model(replace(CFG, router_aux_loss=0.5)).train()
+    doc_ids = torch.zeros_like(TOKENS)
+    doc_ids[0, 4:] = UNUSED
+    targets = TOKENS.masked_fill(doc_ids == UNUSED, -100)
+    found: list[tuple[Tensor, Tensor]] = []
+    for given in ({"doc_ids": doc_ids}, {}, {"whole": True}):
+        tokens = TOKENS.clone()
+        if "whole" not in given:
+            tokens[0, 4:] = 7  # what pads does not matter
+            it(tokens, targets=targets, **given)
+        else:
+            it(tokens[:1, :4], targets=tokens[:1, :4])
+            it(tokens[1:], targets=tokens[1:])
+        layer = moe.moe_layers(it)[1]
+        assert layer.counts is not None
+        assert layer.probability_sum is not None
+        found.append((layer.counts, layer.probability_sum.detach()))
+        moe.take_balance_loss(it)
+        moe.update_routers(it, lambda counts: counts)
+    for counts, probabilities in found[:2]:
+        assert torch.equal(counts, found[2][0])
+        assert torch.allclose(probabilities, found[2][1], atol=1e-5)
+    assert int(found[0][0].sum()) == 24 * 2
+
+
+def test_a_step_without_a_real_token_leaves_loads_and_biases() -> None:
+    it = model(replace(CFG, router_bias_rate=0.01)).train()
+    it(TOKENS, targets=TOKENS)
+    moe.update_routers(it, lambda counts: counts)
+    layer = moe.moe_layers(it)[0]
+    before, bias = layer.load, layer.choice_bias.clone()
+    it(TOKENS, targets=torch.full_like(TOKENS, -100))
+    assert moe.update_routers(it, lambda counts: counts) == {}
+    assert layer.load is before
+    assert torch.equal(layer.choice_bias, bias)
+
+
+def test_the_marks_of_padding_are_those_of_the_data() -> None:
+    assert (UNUSED, UNTRAINED) == (PADDING, IGNORED)
 
 
 def test_the_choice_bias_moves_tokens_to_idle_experts_without_touching_their_weights() -> None:

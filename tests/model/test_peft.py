@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from onesitting.checkpoint import (
 )
 from onesitting.config import LoraConfig
 from onesitting.errors import UserError
+from onesitting.model import moe
 from onesitting.model.lora import add_adapter, merge
 from onesitting.model.peft import load_adapter
 from onesitting.model.transformer import Transformer
@@ -50,7 +52,7 @@ def fill_trained(it: Transformer) -> Transformer:
 
 @pytest.mark.parametrize("which", CONFIGS)
 def test_peft_loads_our_adapter_and_gives_the_same_logits(which: str, tmp_path: Path) -> None:
-    peft = pytest.importorskip("peft")
+    import peft
     from transformers import AutoModelForCausalLM
 
     ours = logits(adapted(tmp_path, CONFIGS[which]))
@@ -64,7 +66,7 @@ def test_peft_loads_our_adapter_and_gives_the_same_logits(which: str, tmp_path: 
 
 @pytest.mark.parametrize("which", CONFIGS)
 def test_what_peft_saves_gives_the_same_logits_here(which: str, tmp_path: Path) -> None:
-    peft = pytest.importorskip("peft")
+    import peft
     from transformers import AutoModelForCausalLM
 
     save_model(tmp_path / "base", model())
@@ -125,6 +127,15 @@ def test_a_base_that_changed_or_vanished_is_said(tmp_path: Path) -> None:
         ("rank_pattern", {"q_proj": 2}),
         ("bias", "all"),
         ("init_lora_weights", "pissa_niter_4"),
+        ("alora_invocation_tokens", [5]),
+        ("lora_alpha", 0),
+        ("use_qalora", True),
+        ("qalora_group_size", 8),
+        ("kasa_config", {"rank": 1}),
+        ("monteclora_config", {"n": 2}),
+        ("use_bdlora", {"nblocks": 2}),
+        ("arrow_config", {"top_k": 1}),
+        ("a_later_option", "on"),
     ],
 )
 def test_options_of_peft_that_are_not_plain_lora_are_refused(option: str, value: Any, tmp_path: Path) -> None:
@@ -171,6 +182,26 @@ def test_a_checkpoint_of_another_kind_or_another_base_is_refused(tmp_path: Path)
     add_adapter(other, CONFIGS["all"], base=tmp_path / "elsewhere")
     with pytest.raises(UserError, match="SHA-256"):
         load_checkpoint(tmp_path / "000001", other)
+
+
+def test_the_choice_biases_under_an_adapter_stay_those_of_the_base(tmp_path: Path) -> None:
+    shape = replace(
+        SHAPES["qwen3"], n_experts=4, n_active_experts=2, router_bias_rate=0.05, router_aux_loss=0.0
+    )
+    save_model(tmp_path / "base", Transformer(shape, seed=1))
+    it = load_model(tmp_path / "base").train()
+    add_adapter(it, LoraConfig(rank=2), base=tmp_path / "base")
+    before = [layer.choice_bias.clone() for layer in moe.moe_layers(it)]
+    it(TOKENS, targets=TOKENS)
+    moe.update_routers(it, lambda counts: counts)
+    assert all(torch.equal(a.choice_bias, b) for a, b in zip(moe.moe_layers(it), before, strict=True))
+    save_adapter(tmp_path / "adapter", fill_trained(it))
+    assert torch.allclose(logits(load_model(tmp_path / "adapter")), logits(it.eval()), atol=1e-5)
+    other = load_model(tmp_path / "base")
+    moe.moe_layers(other)[0].choice_bias += torch.tensor([0.5, 0.0, -0.5, 0.0])
+    save_model(tmp_path / "base", other)
+    with pytest.raises(UserError, match="SHA-256"):
+        load_model(tmp_path / "adapter")
 
 
 def test_an_adapter_is_no_base_of_another(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 import dataclasses
 import math
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -11,13 +12,17 @@ import tiny
 import torch
 import torch.nn.functional as F
 
-from onesitting.config import CorpusConfig, DistillConfig
+from onesitting.config import CorpusConfig, DistillConfig, RunConfig
+from onesitting.data.examples import n_chat_rows
 from onesitting.data.prepare import prepare_conversations
 from onesitting.errors import UserError
+from onesitting.inference.generate import Completion
 from onesitting.model.transformer import Transformer
 from onesitting.runlog import RunFolder, read_jsonl
+from onesitting.stages import kept
+from onesitting.stages import make as stages_make
 from onesitting.stages.distill import DistillStage
-from onesitting.stages.divergence import distillation_sums, divergence, top_k, with_rest
+from onesitting.stages.divergence import TopK, distillation_sums, divergence, top_k, with_rest
 from onesitting.tokenizer.bpe import Tokenizer, train_tokenizer
 from onesitting.train.budget import StepTarget
 from onesitting.train.distributed import Ranks
@@ -205,6 +210,136 @@ def test_rows_of_the_student_are_its_own_words_and_count_the_divergence_alone(
         assert batch.rows is None
         loss, named = stage.loss_sum(model, batch)
         assert float(loss.detach()) == pytest.approx(4 * float(named["divergence"].detach()), rel=1e-5)
+
+
+@pytest.mark.parametrize("changes", [{}, {"top_k": 4}], ids=str)
+def test_a_batch_without_a_target_adds_zero_and_no_nan(
+    tmp_path: Path, words: Tokenizer, teacher: Path, changes: dict[str, Any]
+) -> None:
+    stage, model = make(tmp_path, words, teacher, **changes), student(words)
+    batch = stage.next_batches(model, 0, tiny.ROW)[0]
+    untrained = torch.full_like(batch.batch.targets, -100)
+    inner = dataclasses.replace(batch.batch, targets=untrained, n_units=0)
+    loss, named = stage.loss_sum(model, dataclasses.replace(batch, batch=inner, rows=None))
+    loss.backward()
+    assert loss.dtype == torch.float32
+    assert float(loss.detach()) == 0.0
+    assert all(float(value.detach()) == 0.0 for value in named.values())
+    assert all(p.grad is None or not p.grad.any() for p in model.parameters())
+
+
+@pytest.mark.parametrize(("fraction", "n_rows"), [(0.1, 4), (0.25, 3), (0.9, 5), (1.0, 2)])
+def test_the_student_writes_the_fraction_of_the_rows_that_is_asked_for(
+    tmp_path: Path, words: Tokenizer, teacher: Path, fraction: float, n_rows: int
+) -> None:
+    stage = make(tmp_path, words, teacher, on_policy=fraction, step_tokens=n_rows * tiny.ROW)
+    model = student(words)
+    own, rows, n_steps = 0, [], 10
+    for step in range(n_steps):
+        batches = stage.next_batches(model, step, tiny.ROW)
+        assert sum(len(b.batch.tokens) for b in batches) == n_rows
+        own += sum(len(b.batch.tokens) for b in batches if b.rows is None)
+        rows += [row for b in batches for row in b.rows or ()]
+    assert own == pytest.approx(fraction * n_rows * n_steps, abs=1)
+    per_epoch = n_chat_rows(stage.chat.train, row_length=tiny.ROW, seed=stage.cfg.seed)
+    assert len(set(rows[:per_epoch])) == min(len(rows), per_epoch), "each row of the data in turn"
+
+
+def test_replies_of_the_student_are_masked_like_replies_of_the_data_and_cut_ones_do_not_teach_to_stop(
+    tmp_path: Path, words: Tokenizer, teacher: Path
+) -> None:
+    stage = make(tmp_path, words, teacher, on_policy=1.0)
+    prompts = [stage.chat.train.prompt(i) for i in range(3)]
+    reply, stop = words.encode("It is good."), words.im_end_id
+    replies = [
+        Completion(ids=reply, text="", finish_reason="stop", stop_id=stop, logprobs=None),
+        Completion(ids=reply, text="", finish_reason="length", stop_id=None, logprobs=None),
+        Completion(ids=reply * 40, text="", finish_reason="stop", stop_id=stop, logprobs=None),
+    ]
+    row = stage.own_row(prompts, replies, tiny.ROW)
+    assert len(row.tokens) == 1
+    assert row.doc_ids is not None
+    taught = {
+        tuple(row.targets[(row.doc_ids == number) & (row.targets != -100)].tolist()) for number in (0, 1)
+    }
+    assert taught == {(*reply, stop), tuple(reply)}, "the third has no room and is left out"
+    for number in (0, 1):
+        here = row.doc_ids == number
+        n_prompt = int((row.targets[here] == -100).sum()) + 1  # the last one of the prompt predicts the reply
+        assert row.tokens[here].tolist()[:n_prompt] in prompts
+    assert row.n_units == 2 * len(reply) + 1
+    whole = stage.own_row(prompts[2:], replies[2:], tiny.ROW)
+    assert whole.n_tokens == tiny.ROW, "one that is too long alone is cut at the end of the row"
+    assert stop not in whole.targets
+
+
+def test_a_new_file_of_kept_numbers_is_filled_piece_by_piece(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(kept, "CHUNK_NUMBERS", 7)
+    largest: list[int] = []
+    real = np.full
+    monkeypatch.setattr(kept.np, "full", lambda n, *a, **k: largest.append(n) or real(n, *a, **k))
+    found = kept.open_filled(tmp_path / "a", (5, 4), "<f2", np.nan)
+    assert found.shape == (5, 4)
+    assert np.isnan(found).all()
+    assert largest == [7, 7, 6]
+    found[0] = 1
+    assert not np.isnan(kept.open_filled(tmp_path / "a", (5, 4), "<f2", np.nan)[0]).any()
+    assert len(kept.open_filled(tmp_path / "b", (0, 4), "<f2", np.nan)) == 0
+
+
+def test_a_row_of_kept_logits_counts_as_computed_once_all_of_it_is_written(
+    tmp_path: Path, words: Tokenizer, teacher: Path
+) -> None:
+    stage = make(tmp_path, words, teacher, top_k=4)
+    it = stage.kept
+    assert it is not None
+    n = int(it.edges[1] - it.edges[0])
+    found = TopK(torch.ones(n, 4, dtype=torch.long), torch.full((n, 4), -1.0))
+
+    class Broken:
+        """The file, whose process ends after one more write."""
+
+        def __init__(self, file: Any) -> None:
+            self.file, self.left = file, 1
+
+        def __getitem__(self, at: Any) -> Any:
+            return self.file[at]
+
+        def __setitem__(self, at: Any, value: Any) -> None:
+            if not self.left:
+                raise KeyboardInterrupt
+            self.left -= 1
+            self.file[at] = value
+
+    whole, it.logprobs = it.logprobs, Broken(it.logprobs)
+    with pytest.raises(KeyboardInterrupt):
+        it.write([0], found)
+    it.logprobs = whole
+    assert it.read([0]) is None
+    it.write([0], found)
+    again = it.read([0])
+    assert again is not None
+    assert torch.equal(again.logprobs, found.logprobs)
+
+
+def test_files_that_all_processes_read_are_made_by_the_first_before_the_others_look(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    happened: list[str] = []
+
+    class Place(Ranks):
+        def barrier(self) -> None:
+            happened.append("barrier")
+
+    monkeypatch.setattr(
+        stages_make, "_stage", lambda *_: happened.append("made") or SimpleNamespace(n_rows=2)
+    )
+    for rank in (0, 1):
+        inputs = SimpleNamespace(ranks=Place(rank=rank, world=2), cfg=RunConfig())
+        stages_make.make_stage("distill", inputs)  # type: ignore[arg-type]
+    assert happened == ["made", "barrier", "barrier", "made"]
 
 
 def test_a_teacher_with_another_vocabulary_is_refused(tmp_path: Path, teacher: Path) -> None:

@@ -12,12 +12,13 @@ import torch
 from rl_maker import config, device_plan, memorised, random_model
 from torch import Tensor
 
-from onesitting.checkpoint import save_model
+from onesitting.checkpoint import load_model, save_model
 from onesitting.config import LoraConfig, RunConfig
 from onesitting.errors import UserError
+from onesitting.model import moe
 from onesitting.model.lora import add_adapter
-from onesitting.model.moe import MoE
 from onesitting.model.transformer import Transformer
+from onesitting.rewards import REWARDS
 from onesitting.runlog import RunFolder, read_jsonl
 from onesitting.stages.attempt_batches import RLBatch, make_batches, shared_rows
 from onesitting.stages.attempts import Rewarded
@@ -112,6 +113,73 @@ def test_loss_and_gradient_are_independent_of_the_micro_batch_split(aggregation:
         assert loss == pytest.approx(found[2][0], rel=1e-5, abs=1e-7)
         assert torch.allclose(grads, found[2][1], atol=1e-6)
         assert float(grads.abs().max()) > 1e-4
+
+
+def moved(model: Transformer, seed: int = 5) -> Transformer:
+    """The model a little changed, in place: ratios and divergences are no longer trivial."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.requires_grad:
+                parameter.add_(0.02 * torch.randn(parameter.shape, generator=generator))
+    return model
+
+
+@pytest.mark.parametrize(
+    "grpo",
+    [{}, {"ratio": "sequence", "aggregation": "sequence"}, {"clip": "cispo"}],
+    ids=["token", "GSPO", "CISPO"],
+)
+@pytest.mark.parametrize("kl_weight", [0.0, 0.3])
+def test_variants_of_the_loss_are_independent_of_the_micro_batch_split_after_an_update_too(
+    grpo: dict[str, Any], kl_weight: float, tmp_path: Path
+):
+    save_model(tmp_path / "start", random_model(TOKENIZER), TOKENIZER)
+    found: list[tuple[float, Tensor]] = []
+    for rows in (1, 3, 8):
+        settings = {"micro_batch_rows": rows, "clip_low": 0.02, "clip_high": 0.02, **grpo}
+        cfg = config(TOKENIZER, epochs=2, prompts_per_batch=4, kl_weight=kl_weight, grpo=settings)
+        stage, model = make_stage(cfg, tmp_path / "start"), random_model(TOKENIZER)
+        stage.next_batches(model, 0, 256)
+        moved(model)
+        batches = stage.next_batches(model, 1, 256)
+        clipped = sum(float(stage.loss_sum(model, batch)[1]["clip_fraction"]) for batch in batches)
+        assert clipped > 0, "the clip is at work"
+        found.append(gradient(stage, model, batches))
+    for loss, grads in found[:2]:
+        assert loss == pytest.approx(found[2][0], rel=1e-4, abs=1e-6)
+        assert torch.allclose(grads, found[2][1], atol=2e-6)
+        assert float(grads.abs().max()) > 1e-4
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("kl_weight", [0.0, 0.1])
+@pytest.mark.parametrize("lora", [False, True])
+def test_the_ratio_is_exactly_one_in_every_precision_with_an_adapter_and_a_divergence(
+    dtype: Any, kl_weight: float, lora: bool, tmp_path: Path
+):
+    start = tmp_path / "start"
+    save_model(start, random_model(TOKENIZER), TOKENIZER)
+    cfg = config(TOKENIZER, epochs=2, temperature=0.7, prompts_per_batch=4, kl_weight=kl_weight)
+    cfg = dataclasses.replace(cfg, device=dataclasses.replace(cfg.device, dtype=dtype))
+    model = load_model(start).train()
+    if lora:
+        cfg = dataclasses.replace(cfg, lora=LoraConfig(rank=4))
+        add_adapter(model, cfg.lora, seed=0, base=start)
+    moved(model)
+    stage = make_stage(cfg, start)
+    batches = stage.next_batches(model, 0, 256)
+    with stage.plan.autocast():
+        sums = [stage.loss_sum(model, batch)[1] for batch in batches]
+    assert [float(one["approx_kl"]) for one in sums] == [0.0] * len(sums)
+    assert [float(one["clip_fraction"]) for one in sums] == [0.0] * len(sums)
+    if kl_weight:
+        assert (stage.reference is None) == lora, "an adapter needs no second model"
+        plain = load_model(start)
+        for batch in batches:
+            assert batch.reference is not None
+            assert torch.equal(batch.reference, stage.fixed_logprobs(plain, batch))
+        assert sum(float(one["kl"].detach()) for one in sums) > 0
 
 
 def test_the_gradient_equals_the_policy_gradient_worked_out_from_full_logits():
@@ -232,7 +300,7 @@ def test_probabilities_that_stay_fixed_are_those_without_dropout_and_leave_no_tr
     stage, model = make_stage(dataclasses.replace(cfg, model=mixed)), Transformer(mixed, seed=1)
     stage.next_batches(model, 0, 256)
     assert model.training
-    layers = [part for part in model.modules() if isinstance(part, MoE)]
+    layers = [part for part in model.modules() if isinstance(part, moe.MoE)]
     assert layers
     assert all(part.probability_sum is None and part.counts is None for part in layers)
     dense = random_model(TOKENIZER)
@@ -245,6 +313,73 @@ def test_probabilities_that_stay_fixed_are_those_without_dropout_and_leave_no_tr
     batch = stage.next_batches(dense, 0, 256)[0]
     assert batch.old is not None
     assert torch.equal(batch.old, stage.fixed_logprobs(dense, batch)), "no mask was drawn"
+
+
+def mixture(cfg: RunConfig) -> tuple[RunConfig, Transformer]:
+    """A random mixture of four experts with uneven loads, and the run that trains it."""
+    shape = dataclasses.replace(cfg.model, n_experts=4, n_active_experts=2, router_aux_loss=0.05, d_ff=64)
+    model, generator = Transformer(shape, seed=1).train(), torch.Generator().manual_seed(2)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.ndim >= 2:
+                parameter.copy_(torch.randn(parameter.shape, generator=generator) * 0.08)
+        model.output_weight[sorted(TOKENIZER.stop_ids)] *= 3.0
+    for layer in moe.moe_layers(model):
+        layer.load = torch.tensor([0.4, 0.3, 0.2, 0.1])
+    return dataclasses.replace(cfg, model=shape), model
+
+
+def balanced(cfg: RunConfig, model: Transformer, batches: list[RLBatch]) -> tuple[float, list[int], Tensor]:
+    """(balance loss, assignments of each layer, gradients of the routers) of a step, as the loop computes them."""
+    stage = make_stage(cfg)
+    n_units, n_tokens = sum(b.n_units for b in batches), sum(b.n_tokens for b in batches)
+    balance = 0.0
+    for batch in batches:
+        loss, _ = stage.loss_sum(model, batch)
+        total, named = moe.add_balance_loss(model, loss, {}, n_units / max(1, n_tokens))
+        (total / n_units).backward()
+        balance += float(named["balance_loss"].detach()) / n_units
+    layers = moe.moe_layers(model)
+    counts = [int(layer.counts.sum()) for layer in layers if layer.counts is not None]
+    grads = [layer.gate.weight.grad for layer in layers if layer.gate.weight.grad is not None]
+    return balance, counts, torch.cat([grad.flatten() for grad in grads])
+
+
+def test_a_mixture_balances_the_real_tokens_of_attempts_whatever_the_split():
+    found = []
+    for rows in (1, 3, 8):
+        cfg = config(TOKENIZER, prompts_per_batch=8, grpo={"micro_batch_rows": rows})
+        cfg, model = mixture(cfg)
+        batches = make_stage(cfg).next_batches(model, 0, 256)
+        n_tokens = sum(b.n_tokens for b in batches)
+        assert n_tokens < sum(b.tokens.numel() for b in batches) or rows == 1
+        found.append(balanced(cfg, model, batches))
+        assert found[-1][1] == [2 * n_tokens] * 2, "two experts a token, in two layers"
+    for balance, _, grads in found[1:]:
+        assert balance == pytest.approx(found[0][0], rel=1e-5)
+        assert torch.allclose(grads, found[0][2], atol=1e-6)
+
+
+def test_an_attempt_that_stands_in_for_none_is_not_balanced():
+    cfg, model = mixture(config(TOKENIZER, rewards=("scorer",)))
+    (batch,) = make_stage(cfg).next_batches(model, 0, 256)
+    assert batch.n_units > 0
+    assert batch.n_tokens == 0
+    balance, counts, grads = balanced(cfg, model, [batch])
+    assert (balance, counts) == (0.0, [0, 0])
+    assert not grads.any()
+
+
+def test_rewards_see_the_turns_of_an_attempt_and_the_limit_of_each():
+    stage = make_stage(config(TOKENIZER, max_turns=3, max_tokens=12))
+    sampled = [False] + [True] * 12 + [False] * 3 + [True] * 2
+    cut = Trajectory(
+        ids=[5] * 18, n_prompt=1, sampled=sampled, messages=[{"role": "assistant", "content": "x"}]
+    )
+    seen = stage.maker.judged(stage.maker.prompts.get("train", 0), cut)
+    assert (list(seen.turn_tokens), seen.max_turn_tokens) == ([12, 2], 12)
+    assert (seen.n_tokens, seen.max_tokens) == (14, 36)
+    assert REWARDS["overlong"](seen) == -1.0
 
 
 def test_a_tool_that_prompts_offer_and_nobody_runs_is_refused(tmp_path: Path):

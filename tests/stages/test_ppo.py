@@ -1,5 +1,7 @@
 """PPO: values, advantages and its training through the loop."""
 
+import os
+import signal
 from dataclasses import replace
 from pathlib import Path
 
@@ -20,6 +22,7 @@ from onesitting.stages.rollout import Trajectory
 from onesitting.train import distributed
 from onesitting.train.budget import StepTarget
 from onesitting.train.loop import FitSettings, fit
+from onesitting.train.signals import Interrupted
 
 TOKENIZER = memorised()[1]
 
@@ -93,6 +96,20 @@ def test_the_ratio_is_exactly_one_before_the_first_update(epochs: int):
     stage, model = make(ppo_config(epochs=epochs, temperature=0.8))
     for batch in stage.next_batches(model, 0, 256):
         assert float(stage.loss_sum(model, batch)[1]["approx_kl"]) == 0.0
+
+
+def test_a_step_without_a_sampled_token_is_empty_and_one_without_a_reward_teaches_no_nan():
+    stage, model = make(ppo_config(rewards=("scorer",)))
+    (part,) = stage.maker.make(model, 0)
+    silent = [
+        replace(attempt, ids=attempt.ids[: attempt.n_prompt], sampled=[False] * attempt.n_prompt, logprobs=[])
+        for attempt in part.trajectories
+    ]
+    assert stage.micro_batches(model, replace(part, trajectories=silent)) == []
+    grads = gradients(stage, model, stage.micro_batches(model, part))  # all rewards and values are 0
+    assert not set(part.rewards) - {0.0}
+    assert torch.isfinite(grads).all()
+    assert float(grads.abs().max()) == 0.0
 
 
 def test_the_value_head_learns_the_returns():
@@ -181,3 +198,56 @@ def test_a_checkpoint_of_an_adapter_holds_the_value_head_that_is_trained_beside_
     for name, parameter in trained.named_parameters():
         assert torch.equal(parameter, resumed.get_parameter(name)), name
     assert load_model(tmp_path / "000001").value is None, "it speaks without its value head"
+
+
+class Stopping(PPOStage):
+    """Asks for a stop, as SIGTERM would, while step `stop_at` computes."""
+
+    stop_at = -1
+
+    def next_batches(self, model: Transformer, step: int, row_length: int) -> list[RLBatch]:
+        if step == self.stop_at:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return super().next_batches(model, step, row_length)
+
+
+@pytest.mark.parametrize("lora", [False, True], ids=["all weights", "adapter"])
+def test_resume_in_the_middle_of_a_batch_of_attempts_equals_never_stopping_bit_for_bit(
+    lora: bool, tmp_path: Path
+):
+    start = tmp_path / "start"
+    save_model(start, random_model(TOKENIZER), TOKENIZER)
+    cfg = ppo_config(prompts_per_batch=8, samples=2, minibatches=2, epochs=2, eval_prompts=1, kl_weight=0.05)
+    cfg = replace(cfg, lora=LoraConfig(rank=2 if lora else 0))
+
+    def train(place: Path, stop_at: int = -1) -> tuple[Transformer, list[tuple[float, float]]]:
+        model = load_model(start).train()
+        if lora:
+            add_adapter(model, cfg.lora, seed=0, base=start)
+        add_value_head(model)
+        stage = Stopping(cfg, TOKENIZER, device_plan(cfg), distributed.Ranks(), start)
+        stage.stop_at = stop_at
+        target = StepTarget(
+            cfg.ppo, tokens=8 * stage.row_length * stage.n_rows, row_length=stage.row_length, n_rows=stage.n_rows,
+            evaluate_every=1.0,
+        )  # fmt: skip
+        folder = RunFolder(place).stage("ppo")
+        fit(
+            stage, model, FitSettings(target=target, lr_scale=0.5), cfg=cfg, folder=folder, plan=device_plan(cfg),
+            ranks=distributed.Ranks(),
+        )  # fmt: skip
+        steps = [r for r in read_jsonl(folder.metrics_path) if "loss" in r]
+        return model, [
+            (r["loss"], r.get("value_loss", 0.0)) for r in steps
+        ]  # no value where prompts fill the context
+
+    whole, losses = train(tmp_path / "whole")
+    with pytest.raises(Interrupted, match="interrupted at step 4"):
+        train(tmp_path / "cut", stop_at=2)
+    resumed, again = train(tmp_path / "cut")
+    assert len(losses) == 8
+    assert again == losses
+    assert whole.value is not None
+    assert whole.value.weight.any()
+    for name, parameter in whole.named_parameters():
+        assert torch.equal(parameter, resumed.get_parameter(name)), name

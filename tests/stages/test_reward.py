@@ -76,6 +76,23 @@ def make(tmp_path: Path, words: Tokenizer, ranks: Ranks | None = None, **reward:
     return RewardStage(cfg, words, data, tiny.plan(cfg), ranks or Ranks())
 
 
+def test_a_batch_without_a_pair_adds_zero_and_no_nan(tmp_path: Path, words: Tokenizer, start: Path) -> None:
+    stage, model = make(tmp_path, words), scorer(start)
+    batch = stage.next_batches(None, 0, tiny.ROW)[0]
+    none = dataclasses.replace(
+        batch,
+        sides=batch.sides[:0],
+        lengths=batch.lengths[:0],
+        owner=torch.full_like(batch.owner, -1),
+        n_units=0,
+    )
+    loss, named = stage.loss_sum(model, none)
+    loss.backward()
+    assert float(loss.detach()) == 0.0
+    assert all(float(value) == 0.0 for value in named.values())
+    assert all(p.grad is None or not p.grad.any() for p in model.parameters())
+
+
 def gradients(stage: RewardStage, model: Transformer) -> tuple[float, dict[str, torch.Tensor], int]:
     total, n_units = 0.0, 0
     for batch in stage.next_batches(model, 0, tiny.ROW):

@@ -102,12 +102,18 @@ def played_ids() -> list[int]:
     return render(memorised()[1], CONVERSATION, [CALCULATOR])[0]
 
 
+def test_turns_are_counted_each_by_itself():
+    sampled = [False, False, True, True, False, True, False, False, True, True, True]
+    attempt = Trajectory(ids=list(range(11)), n_prompt=2, sampled=sampled)
+    assert attempt.turn_tokens == [2, 1, 3]
+
+
 def test_padding_changes_no_log_probability():
     _, tokenizer = memorised()
     model = random_model(tokenizer)
     rows = [[5, 9, 20, 31, 7, 40], [8, 30, 12]]
     made = [Trajectory(ids=ids, n_prompt=1, sampled=[False] + [True] * (len(ids) - 1)) for ids in rows]
-    tokens, targets, _, _ = lay_out([[attempt] for attempt in made], tokenizer.eos_id)
+    tokens, targets, _, _, _ = lay_out([[attempt] for attempt in made], tokenizer.eos_id)
     assert targets.tolist() == [[9, 20, 31, 7, 40], [30, 12, -100, -100, -100]]
     together = model.hidden(tokens)
     for i, ids in enumerate(rows):

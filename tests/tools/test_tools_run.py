@@ -226,3 +226,27 @@ def test_a_file_of_tools_that_fails_to_load_says_so_at_each_call(tmp_path: Path)
     path.write_text('raise ValueError("no key")\ndef f() -> str:\n    """F."""\n    return ""\n')
     with ToolProcess(read_tools(path)) as tools:
         assert [tools.call({"name": "f", "arguments": {}}) for _ in range(2)] == ["error: no key"] * 2
+
+
+def test_a_parameter_that_has_no_name_for_callers_is_refused_with_its_line(tmp_path: Path):
+    path = tmp_path / "bad.py"
+    path.write_text('def f(\n    a: int, /, b: int\n) -> str:\n    """S."""\n    return "x"\n')
+    with pytest.raises(UserError, match=r"bad\.py, line 2: parameter 'a' of f .* take the / out"):
+        read_tools(path)
+
+
+def test_a_result_that_is_no_json_is_said_and_the_process_goes_on(tmp_path: Path):
+    path = tmp_path / "mine.py"
+    path.write_text(
+        'def pairs(a: str) -> dict:\n    """P."""\n    return {(1, 2): 3}\n'
+        'def circle(a: str) -> list:\n    """C."""\n    x = []\n    x.append(x)\n    return x\n'
+        'def half(a: str) -> str:\n    """H."""\n    return "a\\ud800"\n'
+    )
+    with ToolProcess(read_tools(path), Limits(seconds=30)) as tools:
+        assert tools.call(call("pairs", a="")).startswith(
+            "error: the tool's result cannot be written as JSON (keys"
+        )
+        worker = tools._process
+        assert "JSON (Circular" in tools.call(call("circle", a=""))
+        assert tools.call(call("half", a="")) == "a?"
+        assert tools._process is worker, "none of them ended it"
