@@ -13,11 +13,12 @@ With tokens, everything is known from the start. With seconds:
                     the rest of the decay is stretched or squeezed, and the move is noted
 """
 
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from typing import Any, Protocol
 
 from onesitting.budgets import parse_end_moves
 from onesitting.train import schedule
+from onesitting.train.target_state import N_TIMED, Mean, TargetState
 
 TOO_LATE = 0.015
 """Predicted overrun, as a fraction of the budget, above which a fixed end is moved; the promise is 2 %."""
@@ -25,12 +26,8 @@ TOO_EARLY = 0.04
 """Predicted unused fraction of the budget above which a fixed end is moved; the promise is 5 %."""
 N_UNTIMED = 2
 """Steps at each row length, after each start, that do not count: compilation, first touch of memory."""
-N_TIMED = 3
-"""Timed steps before the first estimate."""
 LATEST_ESTIMATE = 0.2
 """Fraction of the budget after which the last step's time has to do, from the second step on."""
-OUTLIER = 3.0
-"""A step longer than this many times the mean counts as that many: a stall is not a speed."""
 
 
 class TargetSettings(Protocol):
@@ -57,54 +54,6 @@ class TargetSettings(Protocol):
 
 DEAREST = 0.2
 """Share of a time budget that validations may take, all together; else only the last is made."""
-
-
-@dataclass
-class Mean:
-    """Running mean of seconds that follows a change of speed."""
-
-    value: float = 0.0
-    n: int = 0
-    n_skipped: int = 0
-
-    def add(self, seconds: float) -> None:
-        """Take one more value in; its weight is 1/n at first, then that of a window."""
-        self.n += 1
-        # 64 steps: jitter of 20 % averages to 1 %. A quarter of a long run: its slow drifts average out too.
-        window = min(self.n, max(64, self.n // 4))
-        if self.n > N_TIMED:
-            seconds = min(seconds, OUTLIER * self.value)
-        self.value += (seconds - self.value) / window
-
-
-@dataclass
-class TargetState:
-    """All that changes; plain values, written into checkpoints."""
-
-    n_steps: int | None = None
-    """Steps of the whole stage: given, estimated, or fixed once decay_start is known."""
-    decay_start: int | None = None
-    """First step of the decay, once fixed."""
-    decay_peak: float = 1.0
-    """Factor that the falling line starts from: 1, or less after the end was moved during the decay."""
-    short_steps: int | None = None
-    """First steps with short rows, once fixed."""
-    planned: tuple[int, int] = (0, 0)
-    """n_steps and decay_start as they were first fixed."""
-    end_moves: list[tuple[int, int]] = field(default_factory=list[tuple[int, int]])
-    """(steps done, new n_steps) of each time that the end was moved during the decay."""
-    elapsed_s: float = 0.0
-    """Clock of the stage at the last event."""
-    step: int = 0
-    """Steps done."""
-    last_step_s: float = 0.0
-    """Seconds of the last step."""
-    n_evaluations: int = 0
-    """Validations passed, out of 1 / evaluate_every."""
-    step_s: dict[int, Mean] = field(default_factory=dict)
-    """Row length -> seconds of a step."""
-    pause_s: dict[str, Mean] = field(default_factory=dict)
-    """Kind of pause (`evaluation`, `save`) -> seconds of one."""
 
 
 class StepTarget:

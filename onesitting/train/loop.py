@@ -8,7 +8,7 @@ the loop divides once, by the number of units (tokens, pairs, sequences) over al
 import math
 import time
 from collections import deque
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +28,6 @@ from onesitting.model import moe
 from onesitting.model.transformer import PLAIN, Transformer
 from onesitting.runlog import StageFolder, append_jsonl, keep_jsonl
 from onesitting.train import distributed, memory
-from onesitting.train.budget import StepTarget
 from onesitting.train.compiler import added_breaks, failures, graph_breaks
 from onesitting.train.device import DevicePlan, compile_model
 from onesitting.train.display import Display
@@ -37,7 +36,7 @@ from onesitting.train.parts import StepParts
 from onesitting.train.prefetch import Prefetch
 from onesitting.train.signals import Interrupted, StopSignals
 from onesitting.train.stage import Stage
-from onesitting.train.state import FitResult, LoopState, host_values, means, step_seed
+from onesitting.train.state import FitResult, FitSettings, LoopState, host_values, means, step_seed
 from onesitting.train.tensorboard import open_tensorboard
 from onesitting.train.usage import compile_seconds, peak_memory_bytes, reset_peak_memory
 
@@ -45,20 +44,6 @@ MAX_BAD_STEPS = 3
 """Consecutive non-finite steps after which the loop goes back to a checkpoint at half the rate."""
 MAX_ROLLBACKS = 3
 """Times the loop goes back before it gives up."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class FitSettings:
-    """What the loop needs besides the stage; `stages/` fill it from the run's configuration."""
-
-    target: StepTarget
-    """Turns a time or token budget into a number of optimizer steps, a learning rate and a row length."""
-    lr_scale: float = 1.0
-    """Multiplies every learning rate."""
-    flops_per_token: float = 0.0
-    """Forward and backward operations a token, for the fraction of the limit."""
-    limit_flops_per_s: float = 0.0
-    """Measured matrix-product limit of this machine; 0: unknown."""
 
 
 def fit(

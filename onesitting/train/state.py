@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from onesitting.train.budget import StepTarget
+
 
 @dataclass
 class LoopState:
@@ -28,6 +30,20 @@ class LoopState:
     evaluation: dict[str, float] = field(default_factory=dict)
     target: dict[str, Any] = field(default_factory=dict)
     scaler: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class FitSettings:
+    """What the loop needs besides the stage; `stages/` fill it from the run's configuration."""
+
+    target: StepTarget
+    """Turns a time or token budget into a number of optimizer steps, a learning rate and a row length."""
+    lr_scale: float = 1.0
+    """Multiplies every learning rate."""
+    flops_per_token: float = 0.0
+    """Forward and backward operations a token, for the fraction of the limit."""
+    limit_flops_per_s: float = 0.0
+    """Measured matrix-product limit of this machine; 0: unknown."""
 
 
 @dataclass(frozen=True)
