@@ -5,10 +5,11 @@ thousands of times, and how often each token followed them is a better estimate 
 the one that happened to come. Mixed into the targets it takes noise out of the gradient (pretrain.md).
 
 Probabilities are interpolated Kneser–Ney (Chen & Goodman 1999, section 3): each count gives up DISCOUNT, and what was
-given up goes to the shorter context, where a token counts once for each different token before it. Only followers
-worth naming are kept: those that came at least twice, at most WIDEST of a context.
+given up goes to the shorter context, where a token counts once for each different token before it. Of each context
+only the likeliest followers are kept.
 
-Shapes: V vocabulary, P different pairs, C contexts of two tokens, E their followers, K = WIDEST, B rows, T places.
+Shapes: V vocabulary, P different pairs, C contexts of two tokens, E their followers, B rows, T places,
+L = AFTER_ONE + AFTER_TWO.
 """
 
 from collections.abc import Sequence
@@ -17,14 +18,14 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-N_TOKENS = 16_000_000
-"""Tokens that are counted, V = 4,096: for pairs 4 million leave 0.03 bits per byte, 48 million give 0.01 more."""
+N_PAIRS = 16_000_000
+"""Pairs that are counted; with V = 4,096, 4 million leave 0.03 bits per byte, 48 million give 0.01 more."""
+N_TRIPLES = 48_000_000
+"""Triples that are counted; with V = 4,096 and 5.5 million parameters, 16 million take a quarter of the gain."""
 DISCOUNT = 0.75
 """Taken from each count above zero, as usual for text."""
-LEAST = 2
-"""Times that a token followed two others, for it to be named."""
-WIDEST = 32
-"""Followers of a context that are named, the likeliest first."""
+AFTER_ONE, AFTER_TWO = 512, 128
+"""Followers of one token, and of two, that are named, the likeliest first; with 32 and 32 half of the gain is lost."""
 N_RUNS = 256
 """Runs of tokens, evenly over a file, that are counted: the files of a corpus lie behind each other in it."""
 
@@ -60,7 +61,7 @@ def samples(sources: Sources, n_tokens: int) -> list[Array]:
     return [sample(tokens, int(n_tokens * part)) for tokens, part in used]
 
 
-def count_bigrams(sources: Sources, vocab_size: int, n_tokens: int = N_TOKENS) -> Bigrams:
+def count_bigrams(sources: Sources, vocab_size: int, n_tokens: int = N_PAIRS) -> Bigrams:
     """Pairs of neighbours in at most n_tokens tokens."""
     number = np.uint32 if vocab_size**2 <= 2**32 else np.uint64  # half the bytes are sorted in half the time
     kept = [tokens.astype(number) for tokens in samples(sources, n_tokens)]
@@ -72,50 +73,57 @@ def count_bigrams(sources: Sources, vocab_size: int, n_tokens: int = N_TOKENS) -
 class Ngrams:
     """The likeliest tokens after each one and after each two, in at most n_tokens tokens."""
 
-    def __init__(self, sources: Sources, vocab_size: int, n_tokens: int = 0) -> None:
+    def __init__(self, sources: Sources, vocab_size: int, n_tokens: int = N_TRIPLES) -> None:
         assert vocab_size <= 2**21, "three tokens in a number of 64 bits"
         V = self.vocab_size = vocab_size
-        kept = [tokens.astype(np.uint64) for tokens in samples(sources, n_tokens or N_TOKENS)]
-        triples, counts = counted(
-            np.concatenate([(ids[:-2] * np.uint64(V) + ids[1:-1]) * np.uint64(V) + ids[2:] for ids in kept])
-        )
-        triples = triples.astype(np.int64)
+        kept = samples(sources, n_tokens)
+        keys = np.zeros(sum(max(0, len(ids) - 2) for ids in kept), np.int64)
+        first = 0
+        for ids in kept:  # in place, as these are the largest arrays of a run
+            here = keys[first : first + max(0, len(ids) - 2)]
+            for nth in range(3):
+                here *= V
+                here += ids[nth : nth + len(here)]
+            first += len(here)
+        triples, counts = counted(keys)
+        del keys
         self.n_triples = len(triples)
         # After one token: how many different ones stood before each pair.
         pairs, before = counted(triples % V**2)
-        self.after_one, self.p_after_one = _padded(*_likeliest(pairs // V, pairs % V, before), V)
+        self.after_one, self.p_after_one = _padded(*_likeliest(pairs // V, pairs % V, before, AFTER_ONE), V)
         # After two.
         context = triples // V
         is_first = np.ones(len(context), dtype=bool)
         is_first[1:] = context[1:] != context[:-1]
         nth, contexts = is_first.cumsum() - 1, context[is_first]
-        totals = np.bincount(nth, weights=counts)
-        self.left = (DISCOUNT * np.bincount(nth) / totals).astype(np.float32)  # (C,), for the shorter context
-        often = counts >= LEAST
-        nth, followers, p = _likeliest(nth[often], triples[often] % V, counts[often], totals)
+        self.left = (
+            DISCOUNT * np.bincount(nth) / np.bincount(nth, weights=counts)
+        )  # (C,), for the shorter one
+        nth, followers, p = _likeliest(nth, (triples % V).astype(np.int32), counts, AFTER_TWO)
         self.contexts = contexts  # (C,), in order
         self.starts = np.searchsorted(nth, np.arange(len(contexts) + 1))  # (C + 1,)
-        self.after_two, self.p_after_two = followers.astype(np.int32), p
+        self.after_two, self.p_after_two = followers, p
 
     def soft_targets(self, tokens: Array) -> tuple[Array, Array]:
-        """For inputs (B, T): ids (B, T, 2 K) int64 of likely next tokens, and the part of the target of each, float32.
+        """For inputs (B, T): ids (B, T, L) int64 of likely next tokens, and the part of the target of each, float32.
 
         The parts of a place add up to less than 1; what is missing is the part of the token that came.
         """
         B, T = tokens.shape
-        ids, parts = np.zeros((B, T, 2 * WIDEST), np.int64), np.zeros((B, T, 2 * WIDEST), np.float32)
+        n_two, n_one = AFTER_TWO, self.after_one.shape[1]
+        ids, parts = np.zeros((B, T, n_two + n_one), np.int64), np.zeros((B, T, n_two + n_one), np.float32)
         context = tokens[:, :-1].astype(np.int64) * self.vocab_size + tokens[:, 1:]  # (B, T - 1)
         nth = np.minimum(np.searchsorted(self.contexts, context), len(self.contexts) - 1)
         known = self.contexts[nth] == context
         left = np.ones((B, T), np.float32)
         left[:, 1:] = np.where(known, self.left[nth], 1.0)
-        place = self.starts[nth][:, :, None] + np.arange(WIDEST)  # (B, T - 1, K)
+        place = self.starts[nth][:, :, None] + np.arange(n_two)  # (B, T - 1, AFTER_TWO)
         there = known[:, :, None] & (place < self.starts[nth + 1][:, :, None])
         place = np.where(there, place, 0)
-        ids[:, 1:, :WIDEST] = np.where(there, self.after_two[place], 0)
-        parts[:, 1:, :WIDEST] = np.where(there, self.p_after_two[place], 0.0)
-        ids[:, :, WIDEST:] = self.after_one[tokens]
-        parts[:, :, WIDEST:] = self.p_after_one[tokens] * left[:, :, None]
+        ids[:, 1:, :n_two] = np.where(there, self.after_two[place], 0)
+        parts[:, 1:, :n_two] = np.where(there, self.p_after_two[place], 0.0)
+        ids[:, :, n_two:] = self.after_one[tokens]
+        parts[:, :, n_two:] = self.p_after_one[tokens] * left[:, :, None]
         return ids, parts
 
 
@@ -128,25 +136,31 @@ def counted(keys: Array) -> tuple[Array, Array]:
     return keys[edges], np.diff(edges, append=len(keys))
 
 
-def _likeliest(
-    contexts: Array, followers: Array, counts: Array, totals: Array | None = None
-) -> tuple[Array, Array, Array]:
-    """(context, follower, discounted probability) of at most WIDEST followers of each context, likeliest first.
+def _likeliest(contexts: Array, followers: Array, counts: Array, most: int) -> tuple[Array, Array, Array]:
+    """(context, follower, discounted probability) of at most `most` followers of each context, the likeliest.
 
-    contexts: in order, numbered from 0. totals: of the contexts; None: the sums of the counts.
+    contexts: in order, numbered from 0.
     """
-    totals = np.bincount(contexts, weights=counts) if totals is None else totals
-    order = np.lexsort((-counts, contexts))
-    contexts, followers, counts = contexts[order], followers[order], counts[order]
-    rank = np.arange(len(contexts)) - np.searchsorted(contexts, contexts)
-    few = rank < WIDEST
-    contexts, followers, counts = contexts[few], followers[few], counts[few]
-    return contexts, followers, ((counts - DISCOUNT) / totals[contexts]).astype(np.float32)
+    n_followers, totals = np.bincount(contexts), np.bincount(contexts, weights=counts)
+    p = ((counts - DISCOUNT) / totals[contexts]).astype(np.float32)
+    crowded = np.flatnonzero(
+        n_followers[contexts] > most
+    )  # few contexts: sorting all would take most of the time
+    order = crowded[np.lexsort((-counts[crowded], contexts[crowded]))]
+    kept = np.ones(len(contexts), dtype=bool)
+    kept[order[_rank(contexts[order]) >= most]] = False
+    return contexts[kept], followers[kept], p[kept]
+
+
+def _rank(contexts: Array) -> Array:
+    """How many of the same context stand before each; contexts in order."""
+    return np.arange(len(contexts)) - np.searchsorted(contexts, contexts)
 
 
 def _padded(contexts: Array, followers: Array, p: Array, n_contexts: int) -> tuple[Array, Array]:
     """(n_contexts, K) followers and their probabilities, 0 where there are fewer."""
-    ids, parts = np.zeros((n_contexts, WIDEST), np.int32), np.zeros((n_contexts, WIDEST), np.float32)
-    rank = np.arange(len(contexts)) - np.searchsorted(contexts, contexts)
+    rank = _rank(contexts)
+    shape = n_contexts, int(rank.max(initial=0)) + 1
+    ids, parts = np.zeros(shape, np.int32), np.zeros(shape, np.float32)
     ids[contexts, rank], parts[contexts, rank] = followers, p
     return ids, parts
