@@ -121,7 +121,11 @@ class Loop:
         plan.apply()
         self.breaks_before = graph_breaks() if plan.compile else {}
         self.uncompiled_because = compile_model(model, plan)
-        self.optimizer: MuonAdamW = build_optimizer(model, cfg.optim)
+        # On a processor the update's products are most of it, and as fast without a compiler.
+        compiler = (
+            "inductor" if plan.compile and not self.uncompiled_because and plan.device != "cpu" else None
+        )
+        self.optimizer: MuonAdamW = build_optimizer(model, cfg.optim, compiler=compiler)
         self.scaler = plan.make_scaler()
         self.display = Display(stage.name, stage.unit, cfg.log, quiet=ranks.rank != 0)
         self.started_at = time.perf_counter()
@@ -238,7 +242,7 @@ class Loop:
             return
         for note in added_breaks(self.breaks_before):
             self.display.note(note)
-        if failed := failures(self.model.training_parts):
+        if failed := failures([*self.model.training_parts, self.optimizer.move_matrices]):
             self.uncompiled_because = f"torch.compile failed, training goes on without: {'; '.join(failed)}"
             self.display.note(self.uncompiled_because)
             self.model.training_parts = PLAIN
@@ -372,7 +376,9 @@ class Loop:
         """How the stage went; ends the thread that reads ahead."""
         state = self.state
         self.prefetch.close()
-        failed = self.uncompiled_because or failures(self.model.training_parts)
+        failed = self.uncompiled_because or failures(
+            [*self.model.training_parts, self.optimizer.move_matrices]
+        )
         training_s = max(1e-9, state.elapsed_s - state.first_step_s)
         return FitResult(
             steps=state.step,
