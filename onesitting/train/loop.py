@@ -130,7 +130,7 @@ class Loop:
         self.display = Display(stage.name, stage.unit, cfg.log, quiet=ranks.rank != 0)
         self.started_at = time.perf_counter()
         self.last_save_s, self.last_save_step = 0.0, 0
-        self.prefetch = Prefetch(stage, model)
+        self.prefetch = Prefetch(stage, model, plan.torch_device)
         self.step_times: deque[float] = deque(maxlen=max(1, stage.cycle))
         self.parts = StepParts(plan.torch_device)
         self.tensorboard = open_tensorboard(folder) if cfg.log.tensorboard and ranks.rank == 0 else None
@@ -194,8 +194,10 @@ class Loop:
         sums: dict[str, Tensor] = {"loss": torch.zeros((), device=device)}
         scale = (self.scaler.scale if self.scaler else 1.0) / max(1, n_units)
         for batch in batches:
+            with self.parts("data"):
+                batch = batch.to(device)
             with self.parts("forward"), self.plan.autocast():
-                loss, named = self.stage.loss_sum(self.model, batch.to(device))
+                loss, named = self.stage.loss_sum(self.model, batch)
                 total, named = moe.add_balance_loss(self.model, loss, named, n_units / max(1, n_tokens))
             with self.parts("backward"):
                 (total * scale).backward()
