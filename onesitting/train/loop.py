@@ -193,12 +193,13 @@ class Loop:
         device = self.plan.torch_device
         sums: dict[str, Tensor] = {"loss": torch.zeros((), device=device)}
         scale = (self.scaler.scale if self.scaler else 1.0) / max(1, n_units)
-        for batch in batches:
+        for number, there in enumerate(batches, start=1):
             with self.parts("data"):
-                batch = batch.to(device)
+                batch = there.to(device)
             with self.parts("forward"), self.plan.autocast():
                 loss, named = self.stage.loss_sum(self.model, batch)
                 total, named = moe.add_balance_loss(self.model, loss, named, n_units / max(1, n_tokens))
+            distributed.sum_in_backward(self.model, number == len(batches))
             with self.parts("backward"):
                 (total * scale).backward()
             for key, value in {"loss": loss, **named}.items():
