@@ -142,10 +142,10 @@ class PretrainStage:
         return next_token_loss(model, batch), {}
 
     def evaluate(self, model: Transformer) -> dict[str, float]:
-        """Bits per byte on the first tokens of the validation split."""
+        """Bits per byte on the first tokens of the validation split, whose documents are hidden as those trained on."""
         result = bits_per_byte(
             model, self.data.val, self.tokenizer.token_bytes, context=self.row_length,
-            max_tokens=self.cfg.evaluation.val_tokens, device=self.plan.torch_device,
+            max_tokens=self.cfg.evaluation.val_tokens, device=self.plan.torch_device, isolate=self.isolate,
         )  # fmt: skip
         return {"bits_per_byte": result.bits_per_byte, "val_nats_per_token": result.nats_per_token}
 

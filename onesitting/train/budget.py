@@ -14,10 +14,11 @@ With tokens, everything is known from the start. With seconds:
 """
 
 from dataclasses import asdict
-from typing import Any, Protocol
+from typing import Any
 
 from onesitting.budgets import parse_end_moves
 from onesitting.train import schedule
+from onesitting.train.schedule import TargetSettings
 from onesitting.train.target_state import N_TIMED, Mean, TargetState
 
 TOO_LATE = 0.015
@@ -28,30 +29,6 @@ N_UNTIMED = 2
 """Steps at each row length, after each start, that do not count: compilation, first touch of memory."""
 LATEST_ESTIMATE = 0.2
 """Fraction of the budget after which the last step's time has to do, from the second step on."""
-
-
-class TargetSettings(Protocol):
-    """What a stage's configuration says about its steps; PretrainConfig and SFTConfig fit.
-
-    A configuration may also have `short_context` and `short_fraction` (a row-length curriculum).
-    """
-
-    @property
-    def warmup_steps(self) -> int:
-        """Updates until the peak."""
-        ...
-
-    @property
-    def decay_fraction(self) -> float:
-        """Last part of the steps over which the rate falls."""
-        ...
-
-    @property
-    def final_lr(self) -> float:
-        """Rate of the last update, as a fraction of the peak."""
-        ...
-
-
 DEAREST = 0.2
 """Share of a time budget that validations may take, all together; else only the last is made."""
 
@@ -216,11 +193,12 @@ class StepTarget:
     def pause(self, kind: str, seconds: float) -> None:
         """An `evaluation` or a `save` after the last step took this long; the same on every process."""
         state = self.state
-        mean = state.pause_s.setdefault(kind, Mean())
+        mean = state.pause_s.setdefault(
+            kind, Mean(seconds)
+        )  # the first warms up: the next one takes its place
         if mean.n or mean.n_skipped:
             mean.add(seconds)
-        else:  # it warms up: the next one takes its place
-            mean.value, mean.n_skipped = seconds, 1
+        mean.n_skipped = 1
         state.elapsed_s += seconds
         if kind == "evaluation" and state.n_steps:
             passed = state.step / state.n_steps / self.evaluate_every if self.evaluate_every else 0

@@ -332,11 +332,11 @@ def _compile_obstacle(kind: str, hardware: Hardware) -> str:
     return "" if hardware.triton else "Triton is not installed"
 
 
-def has_fast_bfloat16(device: torch.device) -> bool:
-    """Whether the device that is here multiplies bfloat16 matrices faster than float32 ones."""
+def fast_dtype(device: torch.device) -> torch.dtype:
+    """The type of matrices that the device that is here multiplies fastest, whatever the plan was told."""
     hardware = detect()
     kind = "rocm" if device.type == "cuda" and hardware.accelerator == "rocm" else device.type
-    return _best_dtype(kind, hardware)[0] == "bfloat16"
+    return getattr(torch, _best_dtype(kind, hardware)[0])
 
 
 # ---- what acts on the plan ---------------------------------------------------------------------------------

@@ -153,6 +153,16 @@ def all_reduce_gradients(model: nn.Module, ranks: Ranks) -> None:
         torch._foreach_copy_(bucket, [part.view_as(grad) for part, grad in zip(parts, bucket, strict=True)])
 
 
+def sum_in_backward(model: nn.Module, is_last: bool) -> None:
+    """Let a sharded model sum its gradients over processes in the next backward pass, or only add them up here.
+
+    One sum a step, in its last pass, instead of one a micro-batch; until then each process holds whole gradients.
+    Whole models are summed by `all_reduce_gradients` and left alone.
+    """
+    if hasattr(model, "set_requires_gradient_sync"):
+        cast(Any, model).set_requires_gradient_sync(is_last)
+
+
 def buckets(tensors: Iterable[Tensor]) -> list[list[Tensor]]:
     """The tensors in order, cut into runs of one dtype and about BUCKET_BYTES each."""
     found: list[list[Tensor]] = []

@@ -108,12 +108,16 @@ class Loop:
         reset_peak_memory(plan.torch_device)
         self.compiled_before_s = compile_seconds()  # by earlier stages
         self.uncompiled_because = compile_model(model, plan)
-        self.optimizer: MuonAdamW = build_optimizer(model, cfg.optim)
+        # On a processor the update's products are most of it, and as fast without a compiler.
+        compiler = (
+            "inductor" if plan.compile and not self.uncompiled_because and plan.device != "cpu" else None
+        )
+        self.optimizer: MuonAdamW = build_optimizer(model, cfg.optim, compiler=compiler)
         self.scaler = plan.make_scaler()
         self.display = Display(stage.name, stage.unit, cfg.log, quiet=ranks.rank != 0)
         self.started_at = time.perf_counter()
         self.last_save_s, self.last_save_step = 0.0, 0
-        self.prefetch = Prefetch(stage, model)
+        self.prefetch = Prefetch(stage, model, plan.torch_device)
         self.step_times: deque[float] = deque(maxlen=max(1, stage.cycle))
         self.parts = StepParts(plan.torch_device)
         self.tensorboard = open_tensorboard(folder) if cfg.log.tensorboard and ranks.rank == 0 else None
@@ -197,10 +201,13 @@ class Loop:
         device = self.plan.torch_device
         sums: dict[str, Tensor] = {"loss": torch.zeros((), device=device)}
         scale = (self.scaler.scale if self.scaler else 1.0) / max(1, n_units)
-        for batch in batches:
+        for number, there in enumerate(batches, start=1):
+            with self.parts("data"):
+                batch = there.to(device)
             with self.parts("forward"), self.plan.autocast():
-                loss, named = self.stage.loss_sum(self.model, batch.to(device))
+                loss, named = self.stage.loss_sum(self.model, batch)
                 total, named = moe.add_balance_loss(self.model, loss, named, n_units / max(1, n_tokens))
+            distributed.sum_in_backward(self.model, number == len(batches))
             with self.parts("backward"):
                 (total * scale).backward()
             for key, value in {"loss": loss, **named}.items():
@@ -246,7 +253,7 @@ class Loop:
             return
         for note in added_breaks(self.breaks_before):
             self.display.note(note)
-        if failed := failures(self.model.training_parts):
+        if failed := failures([*self.model.training_parts, self.optimizer.move_matrices]):
             self.uncompiled_because = f"torch.compile failed, training goes on without: {'; '.join(failed)}"
             self.display.note(self.uncompiled_because)
             self.model.training_parts = PLAIN
@@ -382,7 +389,9 @@ class Loop:
         """How the stage went; ends the thread that reads ahead."""
         state = self.state
         self.prefetch.close()
-        failed = self.uncompiled_because or failures(self.model.training_parts)
+        failed = self.uncompiled_because or failures(
+            [*self.model.training_parts, self.optimizer.move_matrices]
+        )
         training_s = max(1e-9, state.elapsed_s - state.first_step_s)
         return FitResult(
             steps=state.step,

@@ -5,17 +5,13 @@ the same length, where gradient descent would follow the few strongest (Jordan e
 https://kellerjordan.github.io/posts/muon). Embedding, output matrix, norms, biases and positions have no such
 geometry and take AdamW (Loshchilov & Hutter 2019, arXiv:1711.05101); so do the matrices when `optim.matrices` says so.
 
-All matrices of one shape are orthogonalised together, in one batched product; a tall matrix joins the wide ones
-of its transposed shape, and a tensor of experts (E, R, C) is E matrices, each orthogonalised by itself. A gradient
-that is None counts as zero, so that all processes do the same work.
-
-Shapes: N matrices of one shape, R rows <= C columns.
+The matrices' arithmetic is in muon.py; here are the groups, the shards and the state. A gradient that is None counts
+as zero, so that all processes do the same work.
 """
 
 # torch._foreach_*: PyTorch's multi-tensor operations have no public names.
 # pyright: reportPrivateUsage=false, reportPrivateImportUsage=false
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -26,91 +22,22 @@ from torch.optim.adamw import adamw
 from onesitting.config import OptimConfig
 from onesitting.errors import UserError
 from onesitting.model.lora import is_of_adapter
-from onesitting.train.device import has_fast_bfloat16
+from onesitting.train.compiler import Compiled, Compiler
+from onesitting.train.device import fast_dtype
+from onesitting.train.muon import (
+    POLAR,
+    Coefficients,
+    MatrixRule,
+    apply_moves,
+    directions,
+    look_ahead,
+    move_matrices,
+)
 from onesitting.train.shards import gather_like, is_sharded, local, shard_like, sum_over_shards
 
 ADAM_EPS = 1e-10
 """Added to the root of AdamW's second moment. Mean losses give rare embedding rows gradients near 1e-8, which the
 usual 1e-8 would slow down."""
-SMALLEST_SINGULAR_VALUE = 1e-3
-"""Singular values below this fraction of the Frobenius norm need not reach 1; bfloat16 cannot tell them from 0."""
-N_ITERATIONS = 5
-"""Newton–Schulz steps; five reach 1 ± 0.14 from SMALLEST_SINGULAR_VALUE."""
-
-Coefficients = tuple[float, float, float]
-"""(a, b, c) of the odd polynomial a x + b x³ + c x⁵."""
-
-
-def best_quintic(low: float, high: float) -> Coefficients:
-    """(a, b, c) of the odd quintic whose largest distance from 1 on [low, high] is smallest.
-
-    0 < low < high. Remez exchange: the error takes the same size with changing sign at low, at the two extrema of
-    the polynomial and at high (Chebyshev); the extrema are roots of a quadratic in x².
-    """
-    points = torch.tensor(
-        [low, low + (high - low) / 3, low + (high - low) * 2 / 3, high], dtype=torch.float64
-    )
-    signs = torch.tensor([1.0, -1.0, 1.0, -1.0], dtype=torch.float64)
-    a = b = c = 0.0
-    for _ in range(50):  # converges quadratically; a handful is enough
-        powers = torch.stack((points, points**3, points**5, signs), dim=1)
-        a, b, c, _ = torch.linalg.solve(powers, torch.ones(4, dtype=torch.float64)).tolist()
-        root = math.sqrt(max(0.0, 9 * b * b - 20 * a * c))
-        inner = sorted(math.sqrt((-3 * b + sign * root) / (10 * c)) for sign in (-1, 1))
-        points[1], points[2] = inner[0], inner[1]
-    return a, b, c
-
-
-def polar_coefficients(n_iterations: int, smallest: float) -> tuple[Coefficients, ...]:
-    """One quintic an iteration; together they bring singular values in [smallest, 1] closest to 1.
-
-    Each is the best for the interval that the one before leaves (Amsel et al. 2025, arXiv:2505.16932, "Polar
-    Express"). As there, an interval is not taken narrower than [upper/40, upper], which costs little and lets the
-    small values catch up, and all but the last are fed values 1 % smaller, so that rounding in bfloat16 cannot
-    leave the interval, outside of which the polynomials explode.
-    """
-    low, high = smallest, 1.0
-    found: list[Coefficients] = []
-    for index in range(n_iterations):
-        a, b, c = best_quintic(max(low, high / 40), high)
-        ends = [a * x + b * x**3 + c * x**5 for x in (low, high)]
-        centre = 2 / sum(ends)  # 1 unless the interval was widened
-        margin = 1.01 if index < n_iterations - 1 else 1.0
-        a, b, c = a * centre / margin, b * centre / margin**3, c * centre / margin**5
-        found.append((a, b, c))
-        low = a * low + b * low**3 + c * low**5
-        high = 2 - low
-    return tuple(found)
-
-
-POLAR = polar_coefficients(N_ITERATIONS, SMALLEST_SINGULAR_VALUE)
-
-
-def orthogonalise(matrices: Tensor, coefficients: Sequence[Coefficients] = POLAR) -> Tensor:
-    """Nearest orthogonal matrices U V^T of matrices U S V^T, approximately: singular values come near 1.
-
-    matrices: (N, R, C) with R <= C, bfloat16 or float32; overwritten. Each iteration costs 4 R² C + 2 R³ FLOPs.
-    """
-    assert matrices.shape[-2] <= matrices.shape[-1], matrices.shape
-    # The Frobenius norm is at least the largest singular value; the first polynomial leaves 1 % for rounding.
-    norm = torch.linalg.vector_norm(matrices, dim=(-2, -1), keepdim=True, dtype=torch.float32)
-    x = matrices.mul_((1 / norm.clamp_min(1e-7)).to(matrices.dtype))
-    for a, b, c in coefficients:
-        gram = torch.bmm(x, x.mT)  # (N, R, R)
-        gram = torch.baddbmm(gram, gram, gram, beta=b, alpha=c)
-        x = torch.baddbmm(x, gram, x, beta=a)  # (N, R, C)
-    return x
-
-
-def rate_scale(rows: int, columns: int) -> float:
-    """Factor of Muon's learning rate for a (rows, columns) matrix: sqrt(max(1, rows / columns)).
-
-    An orthogonal update of a tall matrix changes its output by less per entry; this evens the RMS of the change of
-    the output out over shapes and widths, so that one rate serves all model sizes (Bernstein & Newhouse 2024,
-    arXiv:2409.20325). The other known choice, 0.2 sqrt(max(rows, columns)), matches AdamW's RMS per entry and so
-    takes over AdamW's rates, but those must fall as models widen.
-    """
-    return math.sqrt(max(1.0, rows / columns))
 
 
 @dataclass
@@ -150,8 +77,9 @@ class MuonAdamW:
     """Muon and AdamW over the named parameters of a model; the state is a flat dict of tensors.
 
     named: (name, parameter) pairs, each parameter once; frozen ones (requires_grad false) are left alone.
-    dtype: of the orthogonalisation; bfloat16 where the processor multiplies it fast, else float32.
+    dtype: of the orthogonalisation; 16 bits where the device multiplies them fast, else float32.
     coefficients: of the Newton–Schulz iterations; the default is this file's, tests compare others.
+    compiler: backend that compiles the update of each group of matrices; None: it runs as it is.
     """
 
     def __init__(
@@ -161,8 +89,11 @@ class MuonAdamW:
         *,
         dtype: torch.dtype,
         coefficients: Sequence[Coefficients] = POLAR,
+        compiler: Compiler | None = None,
     ) -> None:
-        self.cfg, self.dtype, self.coefficients = cfg, dtype, coefficients
+        self.cfg, self.dtype, self.coefficients = cfg, dtype, tuple(coefficients)
+        self.move_matrices = Compiled(move_matrices, compiler) if compiler is not None else move_matrices
+        self.rate: Tensor | None = None
         self.n_steps = 0
         self.matrices: dict[tuple[int, int], MatrixGroup] = {}
         self.others = {
@@ -228,30 +159,27 @@ class MuonAdamW:
             parameter.grad = None
 
     def _step_matrices(self, shape: tuple[int, int], group: MatrixGroup, lr: float) -> None:
-        params = [local(p) for p in group.params]
-        grads = gradients(group.params)
-        beta = self.cfg.momentum
-        torch._foreach_lerp_(group.momentum, grads, 1 - beta)
-        torch._foreach_lerp_(grads, group.momentum, beta)  # Nesterov: look one step of momentum ahead
-        whole = [gather_like(p, g) for p, g in zip(group.params, grads, strict=True)]
-        flipped = [matrix.shape[-2] > matrix.shape[-1] for matrix in whole]
-        counts = [matrix.shape[:-2].numel() for matrix in whole]  # a tensor of experts is as many matrices
-        stack = torch.empty(sum(counts), *shape, dtype=self.dtype, device=whole[0].device)
-        torch._foreach_copy_(
-            list(stack.split(counts)),
-            [as_stack(m.mT if flip else m) for m, flip in zip(whole, flipped, strict=True)],
-        )
-        updates = orthogonalise(stack, self.coefficients).split(counts)
-        if self.cfg.weight_decay:
-            torch._foreach_mul_(params, 1 - lr * self.cfg.weight_decay)
-        for flip in (False, True):  # tall matrices share one rate scale, wide and square ones the other
-            chosen = [i for i, is_flipped in enumerate(flipped) if is_flipped == flip]
-            if chosen:
-                rows, columns = shape[::-1] if flip else shape
-                moves = [updates[i].mT if flip else updates[i] for i in chosen]
-                moves = [move.view_as(whole[i]) for i, move in zip(chosen, moves, strict=True)]
-                moves = [shard_like(group.params[i], move) for i, move in zip(chosen, moves, strict=True)]
-                torch._foreach_add_([params[i] for i in chosen], moves, alpha=-lr * rate_scale(rows, columns))
+        cfg, like = self.cfg, group.params
+        rule = MatrixRule(
+            shape=shape, momentum=cfg.momentum, weight_decay=cfg.weight_decay, dtype=self.dtype,
+            coefficients=self.coefficients,
+        )  # fmt: skip
+        params, grads = [local(p) for p in like], gradients(like)
+        if not is_sharded(like[0]):
+            self.move_matrices(params, grads, group.momentum, self._rate(lr, params[0].device), rule)
+            return
+        look_ahead(grads, group.momentum, rule)
+        whole = [gather_like(p, g) for p, g in zip(like, grads, strict=True)]
+        moves = [shard_like(p, move) for p, move in zip(like, directions(whole, rule), strict=True)]
+        apply_moves(params, whole, moves, lr, rule)
+
+    def _rate(self, lr: float, device: torch.device) -> float | Tensor:
+        """The rate for `move_matrices`; filling a tensor that is there waits for no device."""
+        if not isinstance(self.move_matrices, Compiled):
+            return lr
+        if self.rate is None:
+            self.rate = torch.empty((), device=device)
+        return self.rate.fill_(lr)
 
     def _step_others(self, group: AdamGroup, lr: float) -> None:
         if not group.params:
@@ -309,24 +237,19 @@ class MuonAdamW:
         return named
 
 
-def as_stack(matrix: Tensor) -> Tensor:
-    """(N, R, C): matrices as they are, a single one as the only one of its stack."""
-    return matrix if matrix.ndim == 3 else matrix[None]
-
-
 def gradients(params: Sequence[nn.Parameter]) -> list[Tensor]:
     """This process's part of each gradient; zeros for a parameter that took no part in the loss."""
     return [torch.zeros_like(local(p)) if p.grad is None else local(p.grad) for p in params]
 
 
-def build_optimizer(model: nn.Module, cfg: OptimConfig, dtype: torch.dtype | None = None) -> MuonAdamW:
+def build_optimizer(
+    model: nn.Module, cfg: OptimConfig, dtype: torch.dtype | None = None, compiler: Compiler | None = None
+) -> MuonAdamW:
     """The optimizer of a model whose matrices of blocks are named `….layers.…`; tied parameters count once.
 
-    dtype: of Muon's matrix products; None: bfloat16 where the device multiplies it fast, else float32.
+    dtype: of Muon's matrix products; None: the one that the device multiplies fastest. compiler: as in MuonAdamW.
     """
     # A compiled module prefixes its parameters' names; a checkpoint must not depend on that.
     named = [(name.replace("_orig_mod.", ""), parameter) for name, parameter in model.named_parameters()]
-    if dtype is None:
-        device = local(named[0][1]).device
-        dtype = torch.bfloat16 if has_fast_bfloat16(device) else torch.float32
-    return MuonAdamW(named, cfg, dtype=dtype)
+    dtype = fast_dtype(local(named[0][1]).device) if dtype is None else dtype
+    return MuonAdamW(named, cfg, dtype=dtype, compiler=compiler)

@@ -11,6 +11,30 @@ still move the end while the rate rises or stays, and the same n_steps given fro
 Steps count from 0: the rate of step 0 is that of the first update.
 """
 
+from typing import Protocol
+
+
+class TargetSettings(Protocol):
+    """What a stage's configuration says about its steps; PretrainConfig and SFTConfig fit.
+
+    A configuration may also have `short_context` and `short_fraction` (a row-length curriculum).
+    """
+
+    @property
+    def warmup_steps(self) -> int:
+        """Updates until the peak."""
+        ...
+
+    @property
+    def decay_fraction(self) -> float:
+        """Last part of the steps over which the rate falls."""
+        ...
+
+    @property
+    def final_lr(self) -> float:
+        """Rate of the last update, as a fraction of the peak."""
+        ...
+
 
 def decay_start(n_steps: int, decay_fraction: float) -> int:
     """First step of the decay, in [0, n_steps - 1]; the decay has at least one step, the last.

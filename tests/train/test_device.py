@@ -16,8 +16,9 @@ from torch import nn
 from onesitting.config import DeviceConfig, ModelConfig, OptimConfig
 from onesitting.errors import UserError
 from onesitting.recipe import load_recipe, resolve
+from onesitting.train import device as device_module
 from onesitting.train import usage
-from onesitting.train.device import DevicePlan, compile_model, even_rows, plan_device
+from onesitting.train.device import DevicePlan, compile_model, even_rows, fast_dtype, plan_device
 from onesitting.train.hardware import Hardware, detect
 from onesitting.train.optim import build_optimizer
 from onesitting.train.scaler import LossScaler
@@ -415,3 +416,19 @@ def test_freed_memory_is_used_again_without_asking_the_system():
         for how in ("keep", "return")
     }
     assert faults["keep"] < 1000 < 10_000 < faults["return"]  # 20 times 16384 pages
+
+
+@pytest.mark.parametrize(
+    ("hardware", "kind", "dtype"),
+    [
+        (cuda((9, 0)), "cuda", torch.bfloat16),
+        (cuda((7, 5)), "cuda", torch.float16),
+        (rocm("gfx1030"), "cuda", torch.float16),
+        (cuda((6, 1)), "cuda", torch.float32),
+        (cuda((7, 5)), "cpu", torch.float32),
+        (MPS, "mps", torch.float32),
+    ],
+)
+def test_the_optimizer_multiplies_in_the_devices_fastest_type(monkeypatch, hardware, kind, dtype):
+    monkeypatch.setattr(device_module, "detect", lambda: hardware)
+    assert fast_dtype(torch.device(kind)) == dtype

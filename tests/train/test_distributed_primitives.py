@@ -8,6 +8,7 @@ import pytest
 import torch
 import torch.multiprocessing as mp
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from onesitting.config import DeviceConfig, ModelConfig, OptimConfig
 from onesitting.errors import UserError
@@ -55,6 +56,7 @@ def train(model, ranks, rows, micro_rows):
         for first in range(0, len(tokens), micro_rows):
             part = slice(first, first + micro_rows)
             loss = model(tokens[part], targets=targets[part])
+            distributed.sum_in_backward(model, first + micro_rows >= len(tokens))
             (loss / n_units).backward()
             loss_sum += loss.detach()
         distributed.all_reduce_gradients(model, ranks)
@@ -101,6 +103,29 @@ def job_whole_copies(ranks):
     return train(model, ranks, own_rows(ranks), micro_rows=1)
 
 
+class Reductions(TorchDispatchMode):
+    """Counts the sums of gradients over processes."""
+
+    n = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.n += "reduce_scatter" in str(func)
+        return func(*args, **(kwargs or {}))
+
+
+def reductions(model, ranks, micro_rows):
+    """How many sums of gradients one step makes."""
+    optimizer = build_optimizer(model, OptimConfig(), torch.float32)
+    tokens, targets = (part[own_rows(ranks)] for part in global_batches(0))
+    with Reductions() as counted:
+        for first in range(0, len(tokens), micro_rows):
+            part = slice(first, first + micro_rows)
+            distributed.sum_in_backward(model, first + micro_rows >= len(tokens))
+            model(tokens[part], targets=targets[part]).backward()
+    optimizer.zero_grad()
+    return counted.n
+
+
 def job_sharded(ranks):
     model = distributed.shard_model(Transformer(SHAPE, seed=0), ranks)
     sizes = [p.to_local().numel() for p in model.parameters()]
@@ -116,7 +141,15 @@ def job_sharded(ranks):
     whole = distributed.unsharded(model)
     distributed.load_unsharded(resumed, whole)
     loaded = distributed.full_state(resumed)
-    return {**result, "again": again, "n_local": sum(sizes), "saved": whole.state_dict(), "loaded": loaded}
+    counts = [reductions(model, ranks, micro_rows) for micro_rows in (2, 1)]
+    return {
+        **result,
+        "counts": counts,
+        "again": again,
+        "n_local": sum(sizes),
+        "saved": whole.state_dict(),
+        "loaded": loaded,
+    }
 
 
 def job_agreement(ranks):
@@ -175,6 +208,7 @@ def test_two_processes_train_as_one_with_the_same_global_batch(job, alone, two):
         n_parameters = sum(tensor.numel() for tensor in alone["weights"].values())
         assert first["n_local"] + second["n_local"] == n_parameters
         assert first["n_local"] < 0.6 * n_parameters
+        assert first["counts"] == [SHAPE.n_layers + 1, SHAPE.n_layers + 1]  # not twice for two micro-batches
         assert all(torch.equal(first["again"][name], tensor) for name, tensor in first["state"].items())
         for name, tensor in first["weights"].items():
             assert torch.equal(first["saved"][name], tensor)

@@ -7,16 +7,8 @@ from torch import nn
 from onesitting.config import ModelConfig, OptimConfig
 from onesitting.errors import UserError
 from onesitting.model.transformer import Transformer
-from onesitting.train.optim import (
-    ADAM_EPS,
-    POLAR,
-    MuonAdamW,
-    best_quintic,
-    build_optimizer,
-    orthogonalise,
-    rate_scale,
-    role,
-)
+from onesitting.train.muon import POLAR, best_quintic, orthogonalise, rate_scale
+from onesitting.train.optim import ADAM_EPS, MuonAdamW, build_optimizer, role
 
 SHAPE = ModelConfig(
     n_layers=2, d_model=32, n_heads=2, n_kv_heads=1, head_dim=16, d_ff=56, vocab_size=64, context_length=16
@@ -269,3 +261,52 @@ def test_state_names_do_not_depend_on_compilation():
     compiled = torch.compile(model, backend="eager")
     plain = build_optimizer(model, OptimConfig()).state_tensors().keys()
     assert build_optimizer(compiled, OptimConfig()).state_tensors().keys() == plain
+
+
+class Graphs:
+    """PyTorch's tracing and differentiation without its compiler; counts the graphs."""
+
+    def __init__(self):
+        self.n = 0
+
+    def __call__(self, graph, inputs):
+        self.n += 1
+        return torch._dynamo.lookup_backend("aot_eager")(graph, inputs)
+
+
+@pytest.mark.parametrize(
+    "shape", [SHAPE, ModelConfig(**{**vars(SHAPE), "n_experts": 2, "n_active_experts": 1})]
+)
+def test_the_compiled_update_is_the_plain_one_with_a_graph_for_each_shape(shape):
+    torch._dynamo.reset()
+    graphs = Graphs()
+    models = [Transformer(shape, seed=0) for _ in range(2)]
+    cfg = OptimConfig(weight_decay=0.1)
+    plain, compiled = (
+        build_optimizer(model, cfg, torch.float32, compiler)
+        for model, compiler in zip(models, (None, graphs), strict=True)
+    )
+    for step in range(20):
+        for optimizer in (plain, compiled):
+            random_gradients(optimizer.params, step)
+            optimizer.step(1.0 - step / 20)
+            optimizer.zero_grad()
+    assert graphs.n == len(plain.matrices)
+    for one, other in zip(*(model.parameters() for model in models), strict=True):
+        torch.testing.assert_close(one, other, atol=1e-5, rtol=1e-5)
+    for name, tensor in plain.state_tensors().items():
+        torch.testing.assert_close(compiled.state_tensors()[name], tensor, atol=1e-6, rtol=1e-5)
+
+
+def test_small_gradients_are_orthogonalised_in_float16_too():
+    found = {}
+    for dtype in (torch.float32, torch.float16):
+        model = Transformer(SHAPE, seed=0)
+        before = model.model.layers[0].mlp.up_proj.weight.detach().clone()
+        optimizer = build_optimizer(model, OptimConfig(), dtype)
+        random_gradients(optimizer.params, 0)
+        for parameter in optimizer.params:
+            parameter.grad *= 1e-9  # float16 ends at 6e-8
+        optimizer.step(1.0)
+        found[dtype] = model.model.layers[0].mlp.up_proj.weight.detach() - before
+    assert (found[torch.float16] - found[torch.float32]).norm() < 0.02 * found[torch.float32].norm()
