@@ -116,6 +116,9 @@ class Batch:
         reading = self._pieces_to_read()
         pieces = [piece for _, piece in reading]
         writing = [row for row in self.rows if row.ids and self._n_read[row] == len(row.prompt)]
+        writing.sort(
+            key=self.rows.__getitem__
+        )  # slots in a row need no sorting in attention (model/kv_cache.py)
         nexts = [Next(self.rows[row], len(row.prompt) + len(row.ids) - 1, row.ids[-1]) for row in writing]
         hidden = self.cache.read(self.model, pieces, nexts)
         wanted: list[int] = []
@@ -149,18 +152,23 @@ class Batch:
     def _write(self, rows: list[Row], logits: Tensor) -> None:
         """Give each row its next token."""
         chosen = [0] * len(rows)
-        adjusted = torch.stack([self._adjusted(row, one) for row, one in zip(rows, logits, strict=True)])
-        groups: dict[Sampling, list[int]] = {}
+        adjusted = logits
+        changed = [index for index, row in enumerate(rows) if _is_adjusted(row)]
+        if changed:
+            adjusted = logits.clone()
+            for index in changed:
+                adjusted[index] = self._adjusted(rows[index], logits[index])
+        groups: dict[tuple[float, ...], list[int]] = {}
         for index, row in enumerate(rows):
             groups.setdefault(_candidates(row.sampling), []).append(index)
-        for sampling, members in groups.items():
+        for members in groups.values():
+            sampling = rows[members[0]].sampling
             uniforms = [0.0 if rows[i].forced else rows[i].random.random() for i in members]
             seen = None
             if sampling.repetition_penalty != 1.0:
                 seen = torch.stack([self._seen[rows[i]] for i in members])
-            for i, token in zip(
-                members, choose(adjusted[members], sampling, uniforms, seen).tolist(), strict=True
-            ):
+            part = adjusted if len(groups) == 1 else adjusted[members]
+            for i, token in zip(members, choose(part, sampling, uniforms, seen).tolist(), strict=True):
                 chosen[i] = rows[i].forced[0] if rows[i].forced else token
         record_logprobs(rows, logits, chosen)
         for row, token in zip(rows, chosen, strict=True):
@@ -193,15 +201,22 @@ def logits_of(model: Transformer, hidden: Tensor, wanted: Sequence[int]) -> Tens
     return model.logits(hidden[torch.tensor(padded, device=hidden.device)])[: len(wanted)]
 
 
-def _candidates(sampling: Sampling) -> Sampling:
-    """The settings that choosing a token looks at, so that rows with the same ones are chosen for together."""
-    return Sampling(
-        temperature=sampling.temperature,
-        top_k=sampling.top_k,
-        top_p=sampling.top_p,
-        min_p=sampling.min_p,
-        repetition_penalty=sampling.repetition_penalty,
+def _candidates(sampling: Sampling) -> tuple[float, ...]:
+    """The settings that choosing a token looks at: rows with the same ones are chosen for together."""
+    return (
+        sampling.temperature,
+        sampling.top_k,
+        sampling.top_p,
+        sampling.min_p,
+        sampling.repetition_penalty,
     )
+
+
+def _is_adjusted(row: Row) -> bool:
+    """Whether `Batch._adjusted` changes anything now."""
+    settings = row.settings
+    penalty = settings.frequency_penalty or settings.presence_penalty
+    return bool((row.counts and penalty) or settings.logit_bias or row.constraint is not None)
 
 
 def record_logprobs(rows: list[Row], logits: Tensor, chosen: list[int]) -> None:

@@ -110,7 +110,7 @@ class Attention(nn.Module):
             q, k = rotate(q, *context.rope), rotate(k, *context.rope)
         if context.cache is None:
             return self.o_proj(attention(q, k, v, context.bias))
-        return self.o_proj(context.cache.attend(layer, q, k, v))
+        return self.o_proj(context.cache.attend(layer, torch.cat((q, k, v), dim=2)))
 
 
 class SwiGLU(nn.Module):
@@ -263,7 +263,7 @@ class Transformer(nn.Module):
         dtype = compute_dtype(x)
         rope = bias = None
         if cache is not None:
-            positions = cache.positions
+            positions, rope = cache.positions, cache.rope
         elif doc_ids is not None:
             positions = document_positions(doc_ids) if positions is None else positions
             bias = document_bias(doc_ids, dtype)
@@ -271,7 +271,7 @@ class Transformer(nn.Module):
             positions = torch.arange(tokens.shape[1], device=tokens.device)[None]
         if self.model.embed_positions is not None:
             x = x + self.model.embed_positions(positions)
-        else:
+        elif rope is None:
             rope = rope_tables(positions, self.cfg, dtype)
         x, context = x.to(dtype), Context(rope, bias, cache)
         for layer, block in enumerate(self.model.layers):
