@@ -39,6 +39,10 @@ SUMMED = 3 * CHUNK
 """Positions over which one float32 product sums. MKL splits longer sums at places that depend on their length (256:
 in halves, 384 and more: at 192), so that a text would have other bits beside a longer one."""
 
+SMALL_PRODUCT = 16**3
+"""Multiplications up to which PyTorch takes another kernel than oneDNN for a batched product of bf16, however many
+texts it is of; the attention of one text must be more."""
+
 
 class Piece(NamedTuple):
     """A part of a prompt: its tokens start, start + 1, …; start is a multiple of CHUNK, and at most CHUNK tokens."""
@@ -101,7 +105,10 @@ class KVCache:
         weight = model.model.embed_tokens.weight
         dtype, device = compute_dtype(weight), weight.device
         self.n_slots, self.max_tokens, self.row_multiple = n_slots, max_tokens, model.row_multiple
-        length, n_heads = -(-max_tokens // CHUNK) * CHUNK, cfg.n_kv_heads
+        n_heads, self._least = cfg.n_kv_heads, CHUNK
+        if dtype != torch.float32:
+            self._least *= 1 + SMALL_PRODUCT // (CHUNK * cfg.n_heads * cfg.head_dim)
+        length = max(-(-max_tokens // CHUNK) * CHUNK, self._least)
         # One slot more than asked for receives the padding. Zeros, since an unseen position takes part with
         # weight 0, and 0 · NaN is NaN. Keys and values in one tensor, so that one operation stores both.
         shape = (cfg.n_layers, 2, n_slots + 1, n_heads, length, cfg.head_dim)
@@ -219,7 +226,7 @@ class KVCache:
 
     def _memory(self, slot: int, n: int, last: int) -> list[tuple[Tensor, Tensor]]:
         """Keys and values (n·K, S, D) of each layer, of n slots from `slot` on, up to the piece of position `last`."""
-        n_heads, in_use = self.keys.shape[2], (last // CHUNK + 1) * CHUNK
+        n_heads, in_use = self.keys.shape[2], max((last // CHUNK + 1) * CHUNK, self._least)
         wanted = slot, n, in_use
         if self._used[0] != wanted:  # the same for CHUNK steps
             heads = slice(slot * n_heads, (slot + n) * n_heads)
