@@ -41,6 +41,9 @@ class DecodeSpeed:
     new_tokens: int
     """Of each stream."""
     ours_per_s: float
+    unguessed_per_s: float
+    """Ours without guesses from the text, which one stream has (inference/lookup.py). Only texts that repeat
+    themselves gain by those, as the greedy texts of a model with random weights do."""
     theirs_per_s: float
     ratio: float
     same: int
@@ -116,13 +119,15 @@ def _measure(
         )
     sampling = Sampling(temperature=0.0, max_tokens=tokens)
 
-    def ours() -> list[list[int]]:
-        return [one.ids for one in generate(model, tokenizer, prompts, sampling, stop_ids=frozenset())]
+    def ours(guess: bool = True) -> list[list[int]]:
+        done = generate(model, tokenizer, prompts, sampling, stop_ids=frozenset(), guess=guess)
+        return [one.ids for one in done]
 
     def other() -> list[list[int]]:
         return _generate_theirs(theirs, prompts, tokens, tokenizer.eos_id)
 
     our_ids, our_s = _fastest(ours, repeats, plan)
+    unguessed_s = _fastest(lambda: ours(guess=False), repeats, plan)[1] if len(prompts) == 1 else our_s
     their_ids, their_s = _fastest(other, repeats, plan)
     differing = [_first_difference(a, b) for a, b in zip(our_ids, their_ids, strict=True)]
     places = [place for place in differing if place is not None]
@@ -131,6 +136,7 @@ def _measure(
         streams=len(prompts),
         new_tokens=tokens,
         ours_per_s=n / our_s,
+        unguessed_per_s=n / unguessed_s,
         theirs_per_s=n / their_s,
         ratio=their_s / our_s,
         same=differing.count(None),
@@ -188,12 +194,21 @@ def _generate_theirs(model: Any, prompts: list[list[int]], tokens: int, pad_id: 
 
 def _table(speeds: Sequence[DecodeSpeed]) -> str:
     rows = [
-        ["streams", "new tokens", "ours, tokens/s", "transformers, tokens/s", "ratio", "same greedy text"]
+        [
+            "streams",
+            "new tokens",
+            "ours, tokens/s",
+            "without guesses",
+            "transformers, tokens/s",
+            "ratio",
+            "same greedy text",
+        ]
     ]
     for speed in speeds:
         same = f"{speed.same} of {speed.streams}"
         if speed.first_difference is not None:
             same += f", first difference after {speed.first_difference}"
-        rates = [f"{speed.ours_per_s:,.0f}", f"{speed.theirs_per_s:,.0f}", f"{speed.ratio:.2f} x"]
+        rates = [f"{speed.ours_per_s:,.0f}", f"{speed.unguessed_per_s:,.0f}"]
+        rates += [f"{speed.theirs_per_s:,.0f}", f"{speed.ratio:.2f} x"]
         rows.append([str(speed.streams), str(speed.new_tokens), *rates, same])
     return aligned(rows)

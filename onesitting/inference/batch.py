@@ -14,6 +14,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from onesitting.inference.lookup import GUESSED_TOKENS, Lookup
 from onesitting.inference.row import Row, TokenLogprob
 from onesitting.inference.sampling import Sampling, choose
 from onesitting.model.kv_cache import CHUNK, KVCache, Next, Piece
@@ -76,8 +77,14 @@ class Batch:
         max_tokens: int,
         prefill_tokens: int,
         prefixes: PrefixCache | None = None,
+        *,
+        guess: bool = True,
     ) -> None:
-        """max_tokens: of prompt and text together. prefill_tokens: of prompts that are read in one step."""
+        """max_tokens: of prompt and text together. prefill_tokens: of prompts that are read in one step.
+
+        guess: read what may come next beside the last token of a text that is written alone (lookup.py).
+        """
+        self.guess = guess
         self.model, self.prefill_tokens, self.prefixes = model, max(prefill_tokens, CHUNK), prefixes
         self.cache = KVCache(model, n_slots, max_tokens)
         self.rows: dict[Row, int] = {}
@@ -85,6 +92,9 @@ class Batch:
         self._free = list(range(n_slots - 1, -1, -1))
         self._n_read: dict[Row, int] = {}
         self._seen: dict[Row, Tensor] = {}
+        self.n_written = 0
+        """Tokens of all rows, those that ended one included."""
+        self._lookups: dict[Row, Lookup] = {}
 
     @property
     def n_free(self) -> int:
@@ -110,13 +120,19 @@ class Batch:
         self._free.append(self.rows.pop(row))
         del self._n_read[row]
         self._seen.pop(row, None)
+        self._lookups.pop(row, None)
 
     def step(self) -> list[Row]:
-        """Read and write once; the rows that got a token come back. Finished ones have left."""
+        """Read and write once; the rows that got a token come back, or several. Finished ones have left."""
         reading = self._pieces_to_read()
         pieces = [piece for _, piece in reading]
         writing = [row for row in self.rows if row.ids and self._n_read[row] == len(row.prompt)]
+        writing.sort(
+            key=self.rows.__getitem__
+        )  # slots in a row need no sorting in attention (model/kv_cache.py)
         nexts = [Next(self.rows[row], len(row.prompt) + len(row.ids) - 1, row.ids[-1]) for row in writing]
+        guesses = self._guess(writing[0]) if self.guess and writing and len(self.rows) == 1 else []
+        nexts += [Next(nexts[0].slot, nexts[0].position + 1 + i, it) for i, it in enumerate(guesses)]
         hidden = self.cache.read(self.model, pieces, nexts)
         wanted: list[int] = []
         rows: list[Row] = []
@@ -129,9 +145,29 @@ class Batch:
                 rows.append(row)
         wanted += range(len(pieces), len(pieces) + len(nexts))
         rows += writing
-        if rows:
+        if guesses:
+            self._write_guessed(rows[0], guesses, logits_of(self.model, hidden, wanted))
+        elif rows:
             self._write(rows, logits_of(self.model, hidden, wanted))
         return rows
+
+    def _guess(self, row: Row) -> list[int]:
+        """What may come next, for a text that is written alone: its pass has rows to spare."""
+        if row not in self._lookups:
+            self._lookups[row] = Lookup()
+        # The last token that fits follows one that is read, not a guess.
+        n = min(GUESSED_TOKENS, row.limit - len(row.ids) - 1)
+        return self._lookups[row].guess(row.prompt, row.ids, n) if n > 0 else []
+
+    def _write_guessed(self, row: Row, guesses: list[int], logits: Tensor) -> None:
+        """Give a row its next tokens up to the first that is no guess; logits (1 + guesses, V)."""
+        known, n_accepted = self._lookups[row], 0
+        for guess, behind in zip([*guesses, None], logits.split(1), strict=True):
+            self._write([row], behind)
+            if row.finish_reason is not None or row.ids[-1] != guess:
+                break
+            n_accepted += 1
+        known.learn(len(guesses), n_accepted)
 
     def _pieces_to_read(self) -> list[tuple[Row, Piece]]:
         """The next pieces of prompts, first come first read, within the step's limit."""
@@ -149,24 +185,30 @@ class Batch:
     def _write(self, rows: list[Row], logits: Tensor) -> None:
         """Give each row its next token."""
         chosen = [0] * len(rows)
-        adjusted = torch.stack([self._adjusted(row, one) for row, one in zip(rows, logits, strict=True)])
-        groups: dict[Sampling, list[int]] = {}
+        adjusted = logits
+        changed = [index for index, row in enumerate(rows) if _is_adjusted(row)]
+        if changed:
+            adjusted = logits.clone()
+            for index in changed:
+                adjusted[index] = self._adjusted(rows[index], logits[index])
+        groups: dict[tuple[float, ...], list[int]] = {}
         for index, row in enumerate(rows):
             groups.setdefault(_candidates(row.sampling), []).append(index)
-        for sampling, members in groups.items():
+        for members in groups.values():
+            sampling = rows[members[0]].sampling
             uniforms = [0.0 if rows[i].forced else rows[i].random.random() for i in members]
             seen = None
             if sampling.repetition_penalty != 1.0:
                 seen = torch.stack([self._seen[rows[i]] for i in members])
-            for i, token in zip(
-                members, choose(adjusted[members], sampling, uniforms, seen).tolist(), strict=True
-            ):
+            part = adjusted if len(groups) == 1 else adjusted[members]
+            for i, token in zip(members, choose(part, sampling, uniforms, seen).tolist(), strict=True):
                 chosen[i] = rows[i].forced[0] if rows[i].forced else token
         record_logprobs(rows, logits, chosen)
         for row, token in zip(rows, chosen, strict=True):
             if row in self._seen:
                 self._seen[row][token] = True
             row.add(token)
+            self.n_written += 1
             if row.finish_reason is not None:
                 self.remove(row)
 
@@ -193,15 +235,22 @@ def logits_of(model: Transformer, hidden: Tensor, wanted: Sequence[int]) -> Tens
     return model.logits(hidden[torch.tensor(padded, device=hidden.device)])[: len(wanted)]
 
 
-def _candidates(sampling: Sampling) -> Sampling:
-    """The settings that choosing a token looks at, so that rows with the same ones are chosen for together."""
-    return Sampling(
-        temperature=sampling.temperature,
-        top_k=sampling.top_k,
-        top_p=sampling.top_p,
-        min_p=sampling.min_p,
-        repetition_penalty=sampling.repetition_penalty,
+def _candidates(sampling: Sampling) -> tuple[float, ...]:
+    """The settings that choosing a token looks at: rows with the same ones are chosen for together."""
+    return (
+        sampling.temperature,
+        sampling.top_k,
+        sampling.top_p,
+        sampling.min_p,
+        sampling.repetition_penalty,
     )
+
+
+def _is_adjusted(row: Row) -> bool:
+    """Whether `Batch._adjusted` changes anything now."""
+    settings = row.settings
+    penalty = settings.frequency_penalty or settings.presence_penalty
+    return bool((row.counts and penalty) or settings.logit_bias or row.constraint is not None)
 
 
 def record_logprobs(rows: list[Row], logits: Tensor, chosen: list[int]) -> None:

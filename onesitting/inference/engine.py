@@ -330,7 +330,7 @@ class Engine:
             return
         self.statistics.steps += 1
         self.statistics.step_s += time.monotonic() - started
-        self.statistics.written_tokens += len(rows)
+        self.statistics.written_tokens = self._batch.n_written
         for row in rows:
             self._deliver(row)
 

@@ -38,6 +38,7 @@ def generate(
     thought: Thought | None = None,
     draft: Transformer | None = None,
     prefixes: PrefixCache | None = None,
+    guess: bool = True,
 ) -> list[Completion]:
     """One Completion for each prompt, in their order.
 
@@ -47,6 +48,7 @@ def generate(
     indices: number of each prompt, of which with sampling.seed its randomness is a function; None: 0, 1, …
     thought: limit to what the model thinks before it answers; what it forces is written, not sampled.
     draft: a smaller model of the same vocabulary, which guesses ahead (speculative.py); one text after the other then.
+    guess: guess from the text itself where one is written alone (lookup.py), which changes nothing but the time.
     prefixes: what earlier calls with the very same weights have read; None: this call's own, if a prompt comes twice.
     """
     with torch.inference_mode():
@@ -64,7 +66,9 @@ def generate(
             rounds = _occurrences(waiting)
             if prefixes is None and any(rounds):
                 prefixes = PrefixCache()
-            batch = Batch(model, min(BATCH_ROWS, len(waiting)), longest, PREFILL_TOKENS, prefixes)
+            batch = Batch(
+                model, min(BATCH_ROWS, len(waiting)), longest, PREFILL_TOKENS, prefixes, guess=guess
+            )
             # The second copies of a prompt come after all the first ones, which have read it for them by then.
             order = sorted(range(len(waiting)), key=lambda i: (rounds[i], i), reverse=True)
             waiting = [waiting[i] for i in order]

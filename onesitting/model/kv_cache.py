@@ -11,7 +11,8 @@ company:
   (CHUNK queries, keys up to the end of the piece), padded at a prompt's end. Therefore it does not matter how many
   pieces one pass takes, nor whether a prefix came from a cache.
 - A single token attends to a multiple of CHUNK slots; those behind its position have weight 0, which adds nothing.
-  Several of one slot (speculative decoding) attend one after the other: products of more queries round otherwise.
+  Sums over more than SUMMED positions are split at the same places whatever their length.
+  Several of one slot (speculative decoding) are not queries of one product, which rounds otherwise.
 - Matrix products have a multiple of `model.row_multiple` rows. Measured (tests/model/test_kv_cache.py repeats it): in
   float32 MKL has other kernels for 1 to 3 rows a thread; from 4 on, and in bf16 always, rows do not depend on their
   number. oneDNN's packed products (packed.py) need fewer.
@@ -28,10 +29,19 @@ import torch
 from torch import Tensor
 
 from onesitting.errors import UserError
+from onesitting.model.rope import rope_tables
 from onesitting.model.transformer import Transformer, compute_dtype
 
 CHUNK = 64
 """Tokens of a piece of a prompt. Smaller ones starve the matrix products, larger ones pad more."""
+
+SUMMED = 3 * CHUNK
+"""Positions over which one float32 product sums. MKL splits longer sums at places that depend on their length (256:
+in halves, 384 and more: at 192), so that a text would have other bits beside a longer one."""
+
+SMALL_PRODUCT = 16**3
+"""Multiplications up to which PyTorch takes another kernel than oneDNN for a batched product of bf16, however many
+texts it is of; the attention of one text must be more."""
 
 
 class Piece(NamedTuple):
@@ -63,18 +73,20 @@ class _Group(NamedTuple):
 
 
 class _Round(NamedTuple):
-    """Single tokens of different slots, whose attention is one batched product."""
+    """Single tokens whose attention is one batched product of B queries."""
 
     rows: slice | Tensor
     """Where they stand in the pass."""
-    slots: Tensor
-    """(R,) int64"""
-    n_busy: int
-    """Slots up to the highest one with a token; those without one among them are idle."""
-    in_use: int
-    """Positions that take part, a multiple of CHUNK."""
+    slots: Tensor | None
+    """(R,) int64, those of the tokens among slots 0, 1, … B - 1, the others being idle; None: each query has one."""
+    memory: list[tuple[Tensor, Tensor]]
+    """Keys and values (B·K, S, D) of each layer; those of one slot, (K, S, D), if all tokens are its."""
+    n_copies: int
+    """Tokens of the one slot; 1: of a slot each."""
     bias: Tensor
-    """(n_busy, 1, 1, in_use) float32, -inf at positions behind the token."""
+    """(B·K, 1, S) float32, -inf at positions behind the token."""
+    out: Tensor | None
+    """(B·K, G, D) of the pass's attention, where each query has a token."""
 
 
 class KVCache:
@@ -91,13 +103,29 @@ class KVCache:
                 f"(model.context_length is {cfg.context_length}); shorten the prompt or max_tokens"
             )
         weight = model.model.embed_tokens.weight
+        dtype, device = compute_dtype(weight), weight.device
         self.n_slots, self.max_tokens, self.row_multiple = n_slots, max_tokens, model.row_multiple
-        length = -(-max_tokens // CHUNK) * CHUNK
+        n_heads, self._least = cfg.n_kv_heads, CHUNK
+        if dtype != torch.float32:
+            self._least *= 1 + SMALL_PRODUCT // (CHUNK * cfg.n_heads * cfg.head_dim)
+        length = max(-(-max_tokens // CHUNK) * CHUNK, self._least)
         # One slot more than asked for receives the padding. Zeros, since an unseen position takes part with
-        # weight 0, and 0 · NaN is NaN.
-        shape = (cfg.n_layers, n_slots + 1, cfg.n_kv_heads, length, cfg.head_dim)
-        self.keys = torch.zeros(shape, dtype=compute_dtype(weight), device=weight.device)
-        self.values = torch.zeros_like(self.keys)
+        # weight 0, and 0 · NaN is NaN. Keys and values in one tensor, so that one operation stores both.
+        shape = (cfg.n_layers, 2, n_slots + 1, n_heads, length, cfg.head_dim)
+        memory = torch.zeros(shape, dtype=dtype, device=device)
+        self.keys, self.values = memory.unbind(1)  # (L, B, K, S, D)
+        self._rows = memory.view(cfg.n_layers, -1, cfg.head_dim).unbind()
+        """Of each layer, (2·B·K·S, D)."""
+        heads = memory.view(cfg.n_layers, 2, -1, length, cfg.head_dim)
+        self._heads = [(keys, values) for keys, values in heads]
+        """Of each layer, (B·K, S, D)."""
+        self._offsets = length * torch.cat(
+            (torch.arange(n_heads), (n_slots + 1) * n_heads + torch.arange(n_heads))
+        ).to(device)
+        self._index = torch.arange(length, device=device)
+        self._n_query_heads = cfg.n_heads
+        self._rope = rope_tables(self._index, cfg, dtype) if cfg.positions == "rope" else None  # (S, 1, D)
+        self._used = (0, 0, 0), self._heads
 
     def read(self, model: Transformer, pieces: Sequence[Piece], nexts: Sequence[Next]) -> Tensor:
         """(len(pieces) + len(nexts), d_model): hidden state of each piece's last token, then of each next token.
@@ -108,13 +136,19 @@ class KVCache:
         """
         tokens, slots, positions, last = self._lay_out(pieces, nexts)
         device = self.keys.device
-        self.positions = torch.tensor([positions], device=device)  # (1, N)
-        self._places = self._places_of(torch.tensor(slots, device=device))
+        laid_out = torch.tensor([tokens, slots, positions], device=device)  # (3, N)
+        self.positions = laid_out[2:]  # (1, N)
+        self.rope = None
+        if self._rope is not None:
+            cos, sin = self._rope
+            self.rope = cos[self.positions], sin[self.positions]  # (1, N, 1, D)
+        self._places = self._places_of(laid_out[1], laid_out[2])
         self._groups = _groups(pieces, device)
-        n_read = sum(len(piece.tokens) for piece in pieces)
-        self._rounds = self._rounds_of(nexts, n_read)
-        hidden = model.hidden(torch.tensor([tokens], device=device), cache=self)[0]  # (N, d_model)
-        return hidden[torch.tensor(last, device=device)]
+        # One for all layers: each writes the same rows; those of the padding stay 0.
+        self._y = self.keys.new_zeros(len(tokens), self._n_query_heads, self.keys.shape[-1])  # (N, H, D)
+        self._rounds = self._rounds_of(nexts, sum(len(piece.tokens) for piece in pieces))
+        hidden = model.hidden(laid_out[:1], cache=self)[0]  # (N, d_model)
+        return hidden[torch.tensor(last, device=device)] if pieces else hidden[: len(nexts)]
 
     def _lay_out(
         self, pieces: Sequence[Piece], nexts: Sequence[Next]
@@ -146,24 +180,34 @@ class KVCache:
             last,
         )
 
-    def _places_of(self, slots: Tensor) -> Tensor:
-        """(N·K,) where the keys of each token go, counted in heads of D numbers; slots (N,)."""
+    def _places_of(self, slots: Tensor, positions: Tensor) -> Tensor:
+        """(N·2K,) where the keys and values of each token go, counted in heads of D numbers; both (N,)."""
         _, _, n_heads, length, _ = self.keys.shape
-        heads = slots[:, None] * n_heads + torch.arange(n_heads, device=slots.device)
-        return (heads * length + self.positions[0, :, None]).flatten()
+        return ((slots * (n_heads * length) + positions)[:, None] + self._offsets).flatten()
 
     def _rounds_of(self, nexts: Sequence[Next], first: int) -> list[_Round]:
-        """The single tokens, which stand in the pass from `first` on, so that no slot is twice in a round."""
+        """The single tokens, which stand in the pass from `first` on, as few batched products."""
+        if not nexts:
+            return []
+        n, slots = len(nexts), [it.slot for it in nexts]
+        rows = slice(first, first + n)
+        one_slot = slots.count(slots[0]) == n
+        if one_slot or slots == list(range(slots[0], slots[0] + n)):
+            positions = [it.position for it in nexts]
+            memory = self._memory(slots[0], 1 if one_slot else n, max(positions))
+            group = (self.keys.shape[2] * n, -1, self.keys.shape[-1])
+            bias = self._bias(positions, memory[0][0].shape[1])
+            return [_Round(rows, None, memory, n if one_slot else 1, bias, self._y[rows].view(group))]
         members: list[list[int]] = []
         n_before: dict[int, int] = {}
-        for index, it in enumerate(nexts):
-            number = n_before[it.slot] = n_before.get(it.slot, -1) + 1
+        for index, slot in enumerate(slots):
+            number = n_before[slot] = n_before.get(slot, -1) + 1
             if number == len(members):
                 members.append([])
             members[number].append(index)
         rounds = [self._round([nexts[i] for i in indices]) for indices in members]
         if len(rounds) == 1:  # a slice costs nothing
-            return [rounds[0]._replace(rows=slice(first, first + len(nexts)))]
+            return [rounds[0]._replace(rows=rows)]
         device = self.keys.device
         return [
             one._replace(rows=torch.tensor(indices, device=device) + first)
@@ -171,32 +215,52 @@ class KVCache:
         ]
 
     def _round(self, nexts: Sequence[Next]) -> _Round:
-        """Single tokens of different slots, and which positions they see."""
-        device = self.keys.device
-        slots, positions = [it.slot for it in nexts], [it.position for it in nexts]
-        n_busy, in_use = max(slots) + 1, (max(positions) // CHUNK + 1) * CHUNK
-        next_slots = torch.tensor(slots, device=device)
-        ends = torch.zeros(n_busy, dtype=torch.int64, device=device)
-        ends[next_slots] = torch.tensor(positions, device=device)
-        unseen = torch.arange(in_use, device=device) > ends[:, None]  # (B, S)
-        bias = torch.zeros(unseen.shape, device=device).masked_fill_(unseen, -torch.inf)[:, None, None]
-        return _Round(slice(0), next_slots, n_busy, in_use, bias)
+        """Single tokens of different slots between which others may be idle."""
+        slots = [it.slot for it in nexts]
+        ends = [0] * (max(slots) + 1)
+        for slot, position, _ in nexts:
+            ends[slot] = position
+        memory = self._memory(0, len(ends), max(ends))
+        bias = self._bias(ends, memory[0][0].shape[1])
+        return _Round(slice(0), torch.tensor(slots, device=self.keys.device), memory, 1, bias, None)
 
-    def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        """Attention (1, N, H·D) of q (1, N, H, D) to the slots, after k and v (1, N, K, D) are stored."""
-        keys, values = self.keys[layer], self.values[layer]  # (B, K, max_tokens, D)
-        keys.view(-1, keys.shape[3]).index_copy_(0, self._places, k.reshape(-1, keys.shape[3]))
-        values.view(-1, keys.shape[3]).index_copy_(0, self._places, v.reshape(-1, keys.shape[3]))
-        y = torch.zeros_like(q[0])  # (N, H, D)
+    def _memory(self, slot: int, n: int, last: int) -> list[tuple[Tensor, Tensor]]:
+        """Keys and values (n·K, S, D) of each layer, of n slots from `slot` on, up to the piece of position `last`."""
+        n_heads, in_use = self.keys.shape[2], max((last // CHUNK + 1) * CHUNK, self._least)
+        wanted = slot, n, in_use
+        if self._used[0] != wanted:  # the same for CHUNK steps
+            heads = slice(slot * n_heads, (slot + n) * n_heads)
+            self._used = wanted, [(k[heads, :in_use], v[heads, :in_use]) for k, v in self._heads]
+        return self._used[1]
+
+    def _bias(self, ends: Sequence[int], in_use: int) -> Tensor:
+        """(B·K, 1, in_use) float32, -inf behind each end, else 0."""
+        by_head = [end for end in ends for _ in range(self.keys.shape[2])]
+        behind = self._index[:in_use] > torch.tensor(by_head, device=self.keys.device)[:, None, None]
+        return torch.where(behind, -torch.inf, 0.0)
+
+    def attend(self, layer: int, qkv: Tensor) -> Tensor:
+        """Attention (1, N, H·D) of the queries to the slots, after keys and values are stored.
+
+        qkv: (1, N, H + 2K, D), each token's queries, keys and values. The next call overwrites what comes back.
+        """
+        H, y = self._n_query_heads, self._y
+        q, kv = qkv[0, :, :H], qkv[0, :, H:]
+        self._rows[layer].index_copy_(0, self._places, kv.reshape(-1, kv.shape[-1]))
         for group in self._groups:
-            seen = _attend_pieces(q[0][group.rows], keys, values, group)
+            seen = _attend_pieces(q[group.rows], self.keys[layer], self.values[layer], group)
             y[group.rows[group.is_real]] = seen[group.is_real]
         for one in self._rounds:
-            idle = q.new_zeros(one.n_busy, *q.shape[2:])
-            alone = idle.index_copy(0, one.slots, q[0, one.rows])  # (B, H, D)
-            used = (slice(one.n_busy), slice(None), slice(one.in_use))
-            y[one.rows] = _attend_one(alone, keys[used], values[used], one.bias)[one.slots]
-        return y.flatten(1)[None]
+            keys, values = one.memory[layer]
+            if one.n_copies > 1:
+                keys, values = keys.repeat(one.n_copies, 1, 1), values.repeat(one.n_copies, 1, 1)
+            if one.slots is None:
+                _attend_one(q[one.rows], keys, values, one.bias, one.out)
+                continue
+            n_busy = len(keys) // self.keys.shape[2]
+            alone = q.new_zeros(n_busy, *q.shape[1:]).index_copy_(0, one.slots, q[one.rows])  # (B, H, D)
+            y[one.rows] = _attend_one(alone, keys, values, one.bias).view_as(alone)[one.slots]
+        return y.view(1, len(y), -1)
 
     def prefix(self, slot: int, start: int) -> tuple[Tensor, Tensor]:
         """Copies (L, K, CHUNK, D) of the keys and values of one whole piece."""
@@ -237,13 +301,26 @@ def _attend_pieces(q: Tensor, keys: Tensor, values: Tensor, group: _Group) -> Te
     return (probs @ seen_values).view(R, K, -1, C, D).permute(0, 3, 1, 2, 4).reshape(R, C, H, D)
 
 
-def _attend_one(q: Tensor, keys: Tensor, values: Tensor, bias: Tensor) -> Tensor:
-    """(B, H, D) attention of one query a slot, q (B, H, D), to keys and values (B, K, S, D).
+def _attend_one(q: Tensor, keys: Tensor, values: Tensor, bias: Tensor, out: Tensor | None = None) -> Tensor:
+    """(B·K, G, D) attention of one query a slot, q (B, H, D), to keys and values (B·K, S, D), also written to `out`.
 
     Two matrix products a slot and key head. In bf16 on a CPU, 64 slots of 160 positions take 0.6 ms, where PyTorch's
-    fused kernel takes 4 ms. bias: (B, 1, 1, S) float32.
+    fused kernel takes 4 ms. bias: (B·K, 1, S) float32.
     """
-    B, K, _, D = keys.shape
-    scores = (q.view(B, K, -1, D) @ keys.transpose(2, 3)).float()  # (B, K, G, S)
-    probs = scores.mul_(D**-0.5).add_(bias).softmax(dim=-1).to(q.dtype)
-    return (probs @ values).view(B, -1, D)
+    D = q.shape[-1]
+    queries = q.reshape(len(keys), -1, D)  # (B·K, G, D)
+    if q.dtype == bias.dtype:
+        scores = torch.baddbmm(bias, queries, keys.transpose(1, 2), alpha=D**-0.5)  # (B·K, G, S)
+    else:
+        # Keys first: oneDNN copies a transposed right operand, and the queries are the smaller one. 32 slots of 128
+        # positions: 480 -> 350 µs.
+        scores = (keys @ queries.transpose(1, 2)).transpose(1, 2).float().mul_(D**-0.5).add_(bias)
+    probs = scores.softmax(dim=-1).to(q.dtype)
+    S = probs.shape[-1]
+    block = SUMMED if q.dtype == torch.float32 else S
+    if block >= S:
+        return torch.bmm(probs, values, out=out)
+    y = torch.bmm(probs[..., :block], values[:, :block], out=out)
+    for start in range(block, S, block):
+        y.baddbmm_(probs[..., start : start + block], values[:, start : start + block])
+    return y

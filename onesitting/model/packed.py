@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from onesitting.model.kernels import attention, rms_norm, rotate
+from onesitting.model.kernels import attention
 from onesitting.model.linear import Linear
 from onesitting.model.transformer import GELU, Attention, Context, RMSNorm, SwiGLU, Transformer
 
@@ -55,8 +55,24 @@ class PackedLinear(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """(..., out) for x (..., in)."""
         if self.is_packed:
-            return torch.ops.mkldnn._linear_pointwise(x, self.weight, self.bias, "none", [], "")
+            return torch.ops.mkldnn._linear_pointwise.default(x, self.weight, self.bias, "none", [], "")
         return F.linear(x, self.weight, self.bias)
+
+
+class PackedNorm(nn.Module):
+    """`RMSNorm` in fewer operations; also of several heads at once, each with a weight of its own."""
+
+    def __init__(self, weight: Tensor, eps: float) -> None:
+        super().__init__()
+        # Float32, so that a short dtype is rounded to once.
+        self.weight = weight.detach().float()  # (D,) or (heads, D)
+        self.eps = torch.tensor([eps], device=weight.device)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(..., D) in x's dtype."""
+        norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=torch.float32)
+        scale = torch.addcmul(self.eps, norm, norm, value=1 / x.shape[-1]).rsqrt_()
+        return (x * scale).mul_(self.weight).to(x.dtype)
 
 
 def together(*layers: Linear) -> PackedLinear:
@@ -77,25 +93,28 @@ class PackedAttention(nn.Module):
         self.n_kv_heads = attention.k_proj.out_features // self.head_dim
         self.qkv_proj = together(attention.q_proj, attention.k_proj, attention.v_proj)
         self.o_proj = together(attention.o_proj)
-        self.norm_weight, self.norm_eps = None, 0.0
+        self.norm = None
         if attention.q_norm is not None and attention.k_norm is not None:
-            weights = [attention.q_norm.weight.detach().expand(self.n_heads, -1)]
-            weights.append(attention.k_norm.weight.detach().expand(self.n_kv_heads, -1))
-            self.norm_weight, self.norm_eps = torch.cat(weights), attention.q_norm.eps  # (H + K, D)
+            weights = [attention.q_norm.weight.expand(self.n_heads, -1)]
+            weights.append(attention.k_norm.weight.expand(self.n_kv_heads, -1))
+            self.norm = PackedNorm(torch.cat(weights), attention.q_norm.eps)  # (H + K, D)
 
     def forward(self, x: Tensor, layer: int, context: Context) -> Tensor:
         """(B, T, d_model) to add to the residual stream; x is normed."""
         qkv = self.qkv_proj(x).view(*x.shape[:2], -1, self.head_dim)  # (B, T, H + 2K, D)
-        turned = qkv[:, :, : self.n_heads + self.n_kv_heads]
-        if self.norm_weight is not None:
-            turned = rms_norm(turned, self.norm_weight, self.norm_eps)
+        qk = turned = qkv[:, :, : self.n_heads + self.n_kv_heads]
+        if self.norm is not None:
+            turned = self.norm(turned)
         if context.rope is not None:
-            turned = rotate(turned, *context.rope)
-        q, k = turned.split((self.n_heads, self.n_kv_heads), dim=2)
-        v = qkv[:, :, -self.n_kv_heads :]
-        if context.cache is None:
-            return self.o_proj(attention(q, k, v, context.mask, context.route))
-        return self.o_proj(context.cache.attend(layer, q, k, v))
+            cos, sin = context.rope
+            # In the place of what was turned, so that keys and values stand together.
+            torch.addcmul(turned * cos, turned.roll(self.head_dim // 2, -1), sin, out=qk)
+        elif turned is not qk:
+            qk.copy_(turned)
+        if context.cache is not None:
+            return self.o_proj(context.cache.attend(layer, qkv))
+        q, k, v = qkv.split((self.n_heads, self.n_kv_heads, self.n_kv_heads), dim=2)
+        return self.o_proj(attention(q, k, v, context.mask, context.route))
 
 
 class PackedSwiGLU(nn.Module):
@@ -119,12 +138,14 @@ def packed(model: Transformer, dtype: torch.dtype) -> Transformer:
     """
     if model.packed_head is not None:
         return model
-    model = copy.deepcopy(model).to(dtype).eval()
+    model = copy.deepcopy(model).to(dtype).eval().requires_grad_(False)
     is_whole = can_pack(model.device.type, dtype)
     for block in model.model.layers:
         for name, part in list(block.named_children()):
             layers = [layer for layer in part.children() if not isinstance(layer, RMSNorm)]
-            if not all(type(layer) is Linear for layer in layers):
+            if isinstance(part, RMSNorm):
+                setattr(block, name, PackedNorm(part.weight, part.eps))
+            elif not all(type(layer) is Linear for layer in layers):
                 is_whole = False
             elif isinstance(part, Attention):
                 setattr(block, name, PackedAttention(part))
@@ -133,6 +154,8 @@ def packed(model: Transformer, dtype: torch.dtype) -> Transformer:
             elif isinstance(part, GELU):
                 for layer_name, layer in list(part.named_children()):
                     setattr(part, layer_name, together(cast(Linear, layer)))
+    if isinstance(model.model.norm, RMSNorm):
+        model.model.add_module("norm", PackedNorm(model.model.norm.weight, model.model.norm.eps))
     if model.score is None:
         model.packed_head = PackedLinear(model.output_weight, None)
     if is_whole:

@@ -98,7 +98,7 @@ class Attention(nn.Module):
             q, k = rotate(q, *context.rope), rotate(k, *context.rope)
         if context.cache is None:
             return self.o_proj(attention(q, k, v, context.mask, context.route))
-        return self.o_proj(context.cache.attend(layer, q, k, v))
+        return self.o_proj(context.cache.attend(layer, torch.cat((q, k, v), dim=2)))
 
 
 class SwiGLU(nn.Module):
@@ -258,9 +258,7 @@ class Transformer(nn.Module):
         """
         real = None
         if self.cfg.n_experts and targets is not None and doc_ids is None:
-            real = (
-                targets != IGNORE
-            )  # in rows without documents all but the unused end of the last one is trained
+            real = targets != IGNORE  # in open rows all but the unused end of the last one is trained
         x = self.hidden(tokens, doc_ids=doc_ids, positions=positions, real=real)
         if targets is not None:
             weight, chunk = self.output_weight, self.parts.loss_chunk
@@ -301,7 +299,7 @@ class Transformer(nn.Module):
         gqa = self.cfg.n_kv_heads != self.cfg.n_heads
         route = route_on(x.device, dtype, masked=doc_ids is not None, gqa=gqa, compiled=fits)
         if cache is not None:
-            positions = cache.positions
+            positions, rope = cache.positions, cache.rope
         elif doc_ids is not None:
             positions = document_positions(doc_ids) if positions is None else positions
             mask = document_blocks(doc_ids) if route == "flex" else document_bias(doc_ids, dtype)
@@ -310,12 +308,10 @@ class Transformer(nn.Module):
             positions = torch.arange(tokens.shape[1], device=tokens.device)[None]
         if self.model.embed_positions is not None:
             x = x + self.model.embed_positions(positions)
-        else:
+        elif rope is None:
             rope = rope_tables(positions, self.cfg, dtype)
-        x, context = (
-            x.to(dtype),
-            Context(rope, mask, route, cache, parts.block, real if self.cfg.n_experts else None),
-        )
+        context = Context(rope, mask, route, cache, parts.block, real if self.cfg.n_experts else None)
+        x = x.to(dtype)
         with without_autocast(x.device):
             for layer, block in enumerate(self.model.layers):
                 x = block(x, layer, context)
@@ -363,7 +359,7 @@ def without_autocast(device: torch.device) -> AbstractContextManager[object]:
 
 def check_shape(cfg: ModelConfig) -> None:
     """Raise UserError when the numbers of a ModelConfig cannot make a model."""
-    for name in (
+    sizes = (
         "n_layers",
         "d_model",
         "n_heads",
@@ -372,7 +368,8 @@ def check_shape(cfg: ModelConfig) -> None:
         "d_ff",
         "vocab_size",
         "context_length",
-    ):
+    )
+    for name in sizes:
         if getattr(cfg, name) < 1:
             raise UserError(f"model.{name} is {getattr(cfg, name)}; give a whole number of at least 1")
     if cfg.n_heads % cfg.n_kv_heads:

@@ -119,6 +119,23 @@ def test_several_tokens_of_a_slot_in_one_pass_have_the_bits_of_passes_of_their_o
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@torch.inference_mode()
+def test_a_token_beside_a_much_longer_text_has_the_bits_it_has_alone(dtype: torch.dtype) -> None:
+    # Heads as wide as real ones, and positions beyond the sums that a library computes in one go.
+    cfg = replace(BASE, n_layers=1, n_heads=4, n_kv_heads=1, head_dim=64, context_length=640)
+    model, generator = packed(random_model(cfg), dtype), torch.Generator().manual_seed(9)
+    row = torch.randint(0, 61, (640,), generator=generator).tolist()
+    cache = KVCache(model, 2, 640)
+    for slot in (0, 1):
+        cache.read(model, pieces_of(slot, row), [])
+    for position in (100, 130, 180, 200, 250, 330, 470):
+        alone = cache.read(model, [], [Next(0, position, row[position])])
+        for other in range(position // CHUNK * CHUNK + CHUNK, 640, CHUNK):
+            nexts = [Next(0, position, row[position]), Next(1, other, row[other])]
+            assert torch.equal(cache.read(model, [], nexts)[:1], alone)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_rows_of_a_matrix_product_do_not_depend_on_how_many_there_are(dtype: torch.dtype) -> None:
     # What batch invariance rests on, measured here for the numbers of rows that a pass can have.
     generator = torch.Generator().manual_seed(0)
