@@ -37,7 +37,7 @@ from onesitting.train.prefetch import Prefetch
 from onesitting.train.signals import Interrupted, StopSignals
 from onesitting.train.stage import Stage
 from onesitting.train.state import FitResult, FitSettings, LoopState, host_values, means, step_seed
-from onesitting.train.tensorboard import open_tensorboard
+from onesitting.train.tensorboard import add_scalars, open_tensorboard
 from onesitting.train.usage import compile_seconds, peak_memory_bytes, reset_peak_memory
 
 MAX_BAD_STEPS = 3
@@ -78,9 +78,8 @@ def fit(
             if stop or loop.checkpoint_due(is_better):
                 loop.save()
             if stop:
-                raise Interrupted(
-                    f"{stage.name} was interrupted at step {loop.state.step}; the state is saved"
-                )
+                step = loop.state.step
+                raise Interrupted(f"{stage.name} was interrupted at step {step}; the state is saved")
         loop.save()
     return loop.result()
 
@@ -101,8 +100,7 @@ class Loop:
     ) -> None:
         self.stage, self.model, self.settings, self.cfg = stage, model, settings, cfg
         self.folder, self.plan, self.ranks, self.tokenizer = folder, plan, ranks, tokenizer
-        self.target = settings.target
-        self.state = LoopState(lr_scale=settings.lr_scale)
+        self.target, self.state = settings.target, LoopState(lr_scale=settings.lr_scale)
         plan.apply()
         self.breaks_before = graph_breaks() if plan.compile else {}
         reset_peak_memory(plan.torch_device)
@@ -178,9 +176,7 @@ class Loop:
     def accumulate(self, batches: list[Any], n_units: int, n_tokens: int) -> dict[str, Tensor]:
         """`accumulate_once`, again with smaller micro-batches wherever memory runs out on any process."""
         while True:
-            sums = memory.unless_out_of_memory(
-                lambda rows=batches: self.accumulate_once(rows, n_units, n_tokens)
-            )
+            sums = memory.unless_out_of_memory(lambda b=batches: self.accumulate_once(b, n_units, n_tokens))
             if sums is None and self.ranks.world > 1:
                 memory.refuse_sharded(self.cfg.device.shard, self.state.step, self.stage.name)
             someone_failed = self.ranks.agree(sums is None)
@@ -189,11 +185,11 @@ class Loop:
             place = self.state.step, self.target.row_length(self.state.step)
             memory.forget_attempt(self.model, self.plan.torch_device)
             self.prefetch.forget()
+            failed = sums is None
             batches = memory.cut_further(
-                self.stage, self.model, batches, place, self.ranks, has_failed=sums is None
+                self.stage, self.model, batches, place, self.ranks, has_failed=failed
             )
             self.display.note(memory.describe_cut(place[0], batches))
-            # What is drawn must be what a step without the attempt draws.
             torch.manual_seed(step_seed(self.cfg.seed, place[0], self.ranks.rank))
 
     def accumulate_once(self, batches: list[Any], n_units: int, n_tokens: int) -> dict[str, Tensor]:
@@ -228,8 +224,7 @@ class Loop:
             state.skipped_steps += 1
             self.display.note(f"step {state.step}: loss or gradient is not finite; the step was skipped")
         else:
-            state.bad_steps = 0
-            state.last_loss = loss
+            state.bad_steps, state.last_loss = 0, loss
         state.step += 1
         state.tokens += n_tokens
 
@@ -315,9 +310,7 @@ class Loop:
         """Append a record to metrics.jsonl, and its numbers to TensorBoard where that is on."""
         append_jsonl(self.folder.metrics_path, record)
         if self.tensorboard is not None:
-            for key, value in {**record, **record.get("evaluation", {})}.items():
-                if isinstance(value, int | float) and key != "step":
-                    self.tensorboard.add_scalar(f"{self.stage.name}/{key}", value, record["step"])
+            add_scalars(self.tensorboard, self.stage.name, record)
 
     def between_sets(self) -> bool:
         """Whether the next step begins a new set of data, so that nothing but the step is needed to go on."""
