@@ -29,8 +29,8 @@ class Lookup:
         self._text: list[int] = []
         self._after: dict[tuple[int, ...], int] = {}
         """Latest place behind each run of tokens."""
-        self._mean_accepted = dict.fromkeys(CONTEXTS, 1.0)
-        self._n_chances = dict.fromkeys(CONTEXTS, 0)
+        self._mean_accepted: dict[int, float] = dict.fromkeys(CONTEXTS, 1.0)
+        self._n_chances: dict[int, int] = dict.fromkeys(CONTEXTS, 0)
         self._size = 0
 
     def guess(self, prompt: Sequence[int], ids: Sequence[int], n: int) -> list[int]:

@@ -40,10 +40,8 @@ from onesitting.train.state import FitResult, FitSettings, LoopState, host_value
 from onesitting.train.tensorboard import add_scalars, open_tensorboard
 from onesitting.train.usage import compile_seconds, peak_memory_bytes, reset_peak_memory
 
-MAX_BAD_STEPS = 3
-"""Consecutive non-finite steps after which the loop goes back to a checkpoint at half the rate."""
-MAX_ROLLBACKS = 3
-"""Times the loop goes back before it gives up."""
+MAX_BAD_STEPS, MAX_ROLLBACKS = 3, 3
+"""Non-finite steps in a row after which the loop goes back to a checkpoint at half the rate; times it goes back."""
 
 
 def fit(
