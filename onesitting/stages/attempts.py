@@ -86,8 +86,8 @@ class AttemptMaker:
                 f"rl.prompts offer the tool '{unknown[0]}', and nobody can run it: write it as a function into a "
                 "Python file and name that with --rl.tools, or set rl.max_turns=1 to judge the calls alone"
             )
-        if ranks.rank == 0:
-            print(*self.prompts.notes, sep="\n", end="\n" * bool(self.prompts.notes))
+        for note in self.prompts.notes if ranks.rank == 0 else ():
+            print(note)
         self.terms = parse_terms(rl.rewards, rewards)
         self.settings = RolloutSettings(
             temperature=rl.temperature, max_tokens=rl.max_tokens, max_turns=rl.max_turns,

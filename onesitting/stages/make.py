@@ -74,13 +74,13 @@ def make_stage(name: str, inputs: StageInputs) -> PipelineStage:
     if ranks.rank != 0:
         ranks.barrier()
     stage = _stage(name, inputs)
-    if ranks.rank == 0:
-        ranks.barrier()
     if inputs.cfg.device.shard == "fsdp" and stage.n_rows % world:
         raise UserError(
             f"device.shard = fsdp: the {stage.n_rows} rows of {stage.row_length} tokens in a step of {name} do not "
             f"divide by {world} processes, which would wait for each other for ever; change {name}.step_tokens"
         )
+    if ranks.rank == 0:
+        ranks.barrier()
     return stage
 
 

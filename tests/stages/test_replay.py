@@ -52,13 +52,20 @@ def test_processes_share_the_rows_of_all_sources_evenly_and_each_row_once(
     assert max(map(len, read)) - min(map(len, read)) == bool(len(every) % world)
 
 
+class Unwaited(Ranks):
+    """One of two processes whose other one is not there."""
+
+    def barrier(self) -> None:
+        pass
+
+
 def test_rows_that_sharded_processes_cannot_share_evenly_are_refused(
     own_and_general: tuple[Material, Material], tmp_path: Path
 ) -> None:
     cfg = replace(settings(), stages=("sft",), sft=SFTConfig(step_tokens=3 * ROW))
     inputs = StageInputs(
         cfg=replace(cfg, device=replace(cfg.device, shard="fsdp")), tokenizer=TOKENIZER, plan=plan(cfg),
-        ranks=Ranks(rank=0, world=2), data=None, chat=own_and_general[0].chat, start=None, folder=tmp_path,
+        ranks=Unwaited(rank=0, world=2), data=None, chat=own_and_general[0].chat, start=None, folder=tmp_path,
     )  # fmt: skip
     with pytest.raises(UserError, match=r"3 rows .* do not divide by 2 processes.* change sft\.step_tokens"):
         make_stage("sft", inputs)
