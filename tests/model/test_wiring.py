@@ -3,7 +3,7 @@ import torch
 from torch import Tensor
 
 from onesitting.config import ModelConfig
-from onesitting.model import transformer
+from onesitting.model import kernels, transformer
 from onesitting.model.transformer import Transformer
 
 SHAPES = {
@@ -23,11 +23,11 @@ def attention_of_first_heads(
     seen: list[Tensor] = []
     original = transformer.attention
 
-    def spy(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None) -> Tensor:
+    def spy(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, route: kernels.Route) -> Tensor:
         scores = q[:, :, 0] @ k[:, :, 0].transpose(1, 2) * q.shape[-1] ** -0.5
         future = torch.full(scores.shape[-2:], -torch.inf).triu(1)
         seen.append((scores + future).softmax(-1))
-        return original(q, k, v, bias)
+        return original(q, k, v, bias, route)
 
     monkeypatch.setattr(transformer, "attention", spy)
     with torch.no_grad():
