@@ -11,10 +11,12 @@ from collections.abc import Sequence
 
 GUESSED_TOKENS = 3
 """Most tokens guessed for a pass: with the last token they fill the four rows that a packed product has at least."""
-CONTEXTS = (3, 2, 1)
+CONTEXTS: tuple[int, ...] = (3, 2, 1)
 """Tokens that must have stood before in the same order; guesses behind longer contexts are right more often."""
 WORTH = 0.2
 """Guesses of a pass that have to be right in the mean: a pass with guesses takes 0.06 to 0.2 of one longer."""
+FIRST_MEAN = 0.5
+"""That mean before there is any: five wrong guesses are enough to stop, for most texts are short."""
 MEMORY = 0.2
 """Weight of the newest pass in that mean."""
 TRIAL = 16
@@ -29,7 +31,7 @@ class Lookup:
         self._text: list[int] = []
         self._after: dict[tuple[int, ...], int] = {}
         """Latest place behind each run of tokens."""
-        self._mean_accepted: dict[int, float] = dict.fromkeys(CONTEXTS, 1.0)
+        self._mean_accepted: dict[int, float] = dict.fromkeys(CONTEXTS, FIRST_MEAN)
         self._n_chances: dict[int, int] = dict.fromkeys(CONTEXTS, 0)
         self._size = 0
 
