@@ -33,16 +33,10 @@ from onesitting.recipe import resolve
 from onesitting.stages.bigrams import fit_bigrams
 from onesitting.stages.pretrain import PretrainStage, count_ngrams
 from onesitting.tokenizer.bpe import Tokenizer, train_tokenizer
-from onesitting.train import distributed, optim
+from onesitting.train import distributed
 from onesitting.train.device import detect, plan_device
-from onesitting.train.optim import (
-    MatrixGroup,
-    MuonAdamW,
-    build_optimizer,
-    gradients,
-    orthogonalise,
-    rate_scale,
-)
+from onesitting.train.muon import orthogonalise, polar_coefficients, rate_scale
+from onesitting.train.optim import MatrixGroup, MuonAdamW, build_optimizer, gradients
 from onesitting.train.schedule import decay_start, fall, rise
 
 SIZES: dict[str, dict[str, Any]] = {
@@ -129,7 +123,7 @@ def jordan(trial: Trial) -> None:
 
 def three_iterations(trial: Trial) -> None:
     """Three Newton-Schulz iterations, which cost three fifths."""
-    trial.optimizer.coefficients = optim.polar_coefficients(3, 1e-2)
+    trial.optimizer.coefficients = polar_coefficients(3, 1e-2)
 
 
 def custom_matrices(trial: Trial, shape_update: Callable[[str, Tensor], Tensor], decay: str = "") -> None:
@@ -433,7 +427,7 @@ def train(
     idea.change(trial)
     began, losses = time.process_time(), []
     for step in range(n_steps):
-        trial.step = step
+        trial.step, stage.rate = step, trial.lr_factor(step)
         batches = stage.next_batches(model, step, trial.row_length(step))
         n_units = sum(batch.n_units for batch in batches)
         total = 0.0
@@ -466,7 +460,7 @@ def train(
 def corpus(args: argparse.Namespace) -> tuple[Tokenizer, TokenFolder]:
     """Tokenizer and tokens, made once in the folder of the results."""
     folder = Path(args.out).parent / f"corpus-{args.vocab}"
-    cfg = resolve({"corpus.val_data": (args.val,), "tokenizer.vocab_size": args.vocab})
+    cfg = resolve({"corpus.val_data": (args.val,) if args.val else (), "tokenizer.vocab_size": args.vocab})
     if not (folder / "tokenizer" / "tokenizer.json").is_file():
         tokenizer = train_tokenizer(sample_texts((args.data,), cfg.corpus, 16.0, 0), args.vocab)
         tokenizer.save(folder / "tokenizer")

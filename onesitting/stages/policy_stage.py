@@ -33,6 +33,7 @@ class PolicyStage:
     """Attempts, rewards, advantages (by `advantages` of GRPO and PPO), clipped policy gradient."""
 
     unit = "tokens"
+    rate = 1.0
     learns_values = False
 
     def __init__(

@@ -55,6 +55,7 @@ class PretrainStage:
     name = "pretrain"
     unit = "tokens"
     cycle = 0
+    rate = 1.0
 
     def __init__(
         self,
@@ -97,9 +98,7 @@ class PretrainStage:
             return batch
         ids, parts = self.ngrams.soft_targets(batch.tokens.numpy())
         trained = (batch.targets != IGNORED)[:, :, None]
-        return replace(
-            batch, soft=(torch.from_numpy(ids), torch.from_numpy(parts).mul_(self.ngram_part).mul_(trained))
-        )
+        return replace(batch, soft=(torch.from_numpy(ids), torch.from_numpy(parts).mul_(trained)))
 
     def step_rows(self, step: int) -> list[tuple[TokenFile | ChatFile, int, int]]:
         """(file, first row, number of rows) of everything that step `step` reads, over all processes."""
@@ -138,8 +137,12 @@ class PretrainStage:
         return None
 
     def loss_sum(self, model: Transformer, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
-        """Sum of next-token cross-entropies in nats."""
-        return next_token_loss(model, batch), {}
+        """Sum of next-token cross-entropies in nats.
+
+        What n-grams say takes part of the targets as long as the learning rate is high, and leaves with it: the last
+        steps learn from the tokens that came, which alone say how sure to be.
+        """
+        return next_token_loss(model, batch, self.ngram_part * self.rate), {}
 
     def evaluate(self, model: Transformer) -> dict[str, float]:
         """Bits per byte on the first tokens of the validation split, whose documents are hidden as those trained on."""

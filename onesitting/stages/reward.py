@@ -74,6 +74,7 @@ class RewardStage:
     name = "reward"
     unit = "pairs"
     cycle = 0
+    rate = 1.0
 
     def __init__(
         self,

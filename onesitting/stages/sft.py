@@ -25,6 +25,7 @@ class SFTStage:
     name = "sft"
     unit = "tokens"
     cycle = 0
+    rate = 1.0
 
     def __init__(
         self,

@@ -135,6 +135,7 @@ class Loop:
         n_units, n_tokens = self.ranks.sum_counts(sizes)
         # What a forward pass draws, such as dropout, is a function of (seed, step, rank) too.
         torch.manual_seed(step_seed(self.cfg.seed, state.step, self.ranks.rank))
+        self.stage.rate = lr_factor = self.target.lr_factor(state.step)
         sums = self.accumulate(batches, n_units, n_tokens)
         distributed.all_reduce_gradients(self.model, self.ranks)
         sums = self.ranks.sum_tensors(sums)
@@ -143,7 +144,6 @@ class Loop:
             if self.scaler is not None:
                 self.scaler.unscale(self.optimizer)
             norm = self.optimizer.clip(self.cfg.optim.clip_norm)
-            lr_factor = self.target.lr_factor(state.step)
             # The only wait for the device in a step, with nothing of the update asked for yet.
             totals = host_values({**sums, "norm": norm})
             norm, loss = totals.pop("norm"), totals["loss"] / n_units if n_units else 0.0

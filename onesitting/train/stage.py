@@ -32,6 +32,8 @@ class Stage(Protocol):
     cycle: int
     """Optimizer steps on one set of data that the model itself makes (rollouts); checkpoints are written between
     sets, so that a set is made anew after a kill. 0: data does not depend on the model, and is read ahead."""
+    rate: float
+    """Learning rate of the step as a fraction of its peak; the loop sets it before each."""
     plan: DevicePlan
     """How rows are cut into micro-batches; the loop lowers its `most_rows` where memory runs out."""
 

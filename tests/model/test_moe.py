@@ -15,10 +15,12 @@ from onesitting.data.examples import IGNORED
 from onesitting.data.tokens import PADDING
 from onesitting.errors import UserError
 from onesitting.model import moe
+from onesitting.model.documents import UNUSED
 from onesitting.model.flops import count_active_parameters, count_matrix_parameters, count_parameters
 from onesitting.model.hf import hf_format
 from onesitting.model.kv_cache import KVCache, Next, Piece
-from onesitting.model.transformer import UNTRAINED, UNUSED, Transformer
+from onesitting.model.logprobs import IGNORE as UNTRAINED
+from onesitting.model.transformer import Transformer
 from onesitting.train.optim import MuonAdamW
 
 CFG = ModelConfig(
