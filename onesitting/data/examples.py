@@ -30,7 +30,7 @@ class Batch:
     positions: (B, T) int64, from 0 in each document; None with doc_ids None.
     n_units: trained targets, which the loss sums over.
     n_tokens: real inputs, padding not counted.
-    soft: (B, T, L) int64 likely tokens and (B, T, L) float32 the part of the target of each; None: targets are hard.
+    soft: (B, T, L) int64 likely tokens and (B, T, L) float32 their probabilities; None: targets are hard.
     """
 
     tokens: Tensor

@@ -29,20 +29,33 @@ LARGEST_FLOAT16 = 65_504.0
 
 
 class SoftTargets(NamedTuple):
-    """Likely tokens that take a part of a target: what remains of 1 is the part of the token that came."""
+    """Likely tokens that take a part of a target; the rest is that of the token that came."""
 
     ids: Tensor
     """(..., L) int64."""
-    parts: Tensor
-    """(..., L) float32; 0 where there is no target, and where fewer than L tokens are likely."""
+    probabilities: Tensor
+    """(..., L) float32, what an adviser gives each; 0 where there is no target, and where fewer than L are likely."""
+    weight: float
+    """The largest part that advice takes, in [0, 1]."""
+
+    def flat(self) -> "SoftTargets":
+        """(B, T, L) as (B·T, L)."""
+        return SoftTargets(self.ids.flatten(0, -2), self.probabilities.flatten(0, -2), self.weight)
 
     def at(self, rows: slice | Tensor) -> "SoftTargets":
         """Those of some of the tokens."""
-        return SoftTargets(self.ids[rows], self.parts[rows])
+        return SoftTargets(self.ids[rows], self.probabilities[rows], self.weight)
 
     def soften(self, d_logits: Tensor, targets: Tensor) -> Tensor:
-        """Gradient by the logits (C, V) for hard targets (C, 1), in place made the one for these, (C, L) here."""
-        parts = self.parts.to(d_logits.dtype)
+        """Gradient by the logits (C, V) for hard targets (C, 1), in place made the one for these, (C, L) here.
+
+        Advice a is followed as far as it knew the token that came better than the model m did, which knows more of
+        the context: by a² / (a² + m²). So it fades where a model has outgrown it, token by token.
+        """
+        known = d_logits.gather(1, targets).float() + 1.0  # (C, 1): the gradient there is m - 1
+        told = torch.where(self.ids == targets, self.probabilities, 0.0).sum(1, keepdim=True)
+        trust = told.square() / (told.square() + known.square()).clamp_min(1e-12)
+        parts = (self.probabilities * (self.weight * trust)).to(d_logits.dtype)
         d_logits.scatter_add_(1, targets, parts.sum(1, keepdim=True))
         return d_logits.scatter_add_(1, self.ids, -parts)
 

@@ -262,7 +262,11 @@ class Transformer(nn.Module):
         x = self.hidden(tokens, doc_ids=doc_ids, positions=positions, real=real)
         if targets is not None:
             weight, chunk = self.output_weight, self.parts.loss_chunk
-            soft = None if soft is None else SoftTargets(soft.ids.flatten(0, 1), soft.parts.flatten(0, 1))
+            soft = (
+                None
+                if soft is None
+                else SoftTargets(soft.ids.flatten(0, 1), soft.probabilities.flatten(0, 1), soft.weight)
+            )
             with without_autocast(x.device):
                 return cross_entropy_sum(x.flatten(0, 1), weight, targets.flatten(), chunk, soft)
         return self.logits(x)

@@ -22,11 +22,11 @@ T = TypeVar("T")
 def next_token_loss(model: Transformer, batch: Batch, soft_part: float = 0.0) -> Tensor:
     """Sum over the batch's targets of the cross-entropy in nats, a float32 scalar; -100 is not trained.
 
-    soft_part: of the targets, for the batch's likely tokens, in [0, 1].
+    soft_part: the largest part of a target that goes to the batch's likely tokens, in [0, 1].
     """
     soft = None
     if batch.soft is not None and soft_part > 0:
-        soft = SoftTargets(batch.soft[0], batch.soft[1] * soft_part)
+        soft = SoftTargets(*batch.soft, soft_part)
     return model(
         batch.tokens, targets=batch.targets, soft=soft, doc_ids=batch.doc_ids, positions=batch.positions
     )

@@ -154,12 +154,18 @@ def test_the_gradient_of_soft_targets_is_that_of_the_mixed_cross_entropy(
     targets[::7] = logprobs.IGNORE
     keep = targets != logprobs.IGNORE
     ids = torch.randint(V, (N, L), generator=generator)  # some twice, some the target itself
-    parts = torch.rand(N, L, generator=generator) * 0.15 * keep[:, None]
-    loss = logprobs.cross_entropy_sum(hidden, weight, targets, soft=logprobs.SoftTargets(ids, parts))
+    ids[:, 0] = torch.where(torch.rand(N, generator=generator) < 0.5, targets.clamp_min(0), ids[:, 0])
+    advice = torch.rand(N, L, generator=generator) * 0.2 * keep[:, None]
+    loss = logprobs.cross_entropy_sum(hidden, weight, targets, soft=logprobs.SoftTargets(ids, advice, 0.7))
     found = torch.autograd.grad(loss, (hidden, weight))
     logp = (hidden @ weight.T).log_softmax(1)
     hard = -logp[keep].gather(1, targets[keep, None]).sum()
     assert loss.item() == pytest.approx(hard.item(), rel=1e-5)
+    # Advice is followed by a² / (a² + m²), with what it and the model gave the token that came.
+    m = logp.detach().exp().gather(1, targets.clamp_min(0)[:, None])
+    a = (advice * (ids == targets[:, None])).sum(1, keepdim=True)
+    parts = advice * 0.7 * a**2 / (a**2 + m**2)
+    assert 0.1 < float((parts[keep].sum(1) > 0).float().mean()) < 0.9
     wanted = torch.zeros(N, V).scatter_add_(1, ids, parts)
     wanted.scatter_add_(1, targets.clamp_min(0)[:, None], 1 - parts.sum(1, keepdim=True))
     mixed = -(wanted[keep] * logp[keep]).sum()
