@@ -106,8 +106,6 @@ class Shape:
             "model.d_ff": self.hidden,
             "model.context_length": self.context,
             "model.tie_embeddings": False,
-            "optim.embed_lr": 0.06,
-            "optim.head_lr": 0.012,
             "pretrain.step_tokens": self.step_tokens,
             "pretrain.warmup_steps": round(20 * max(1.0, self.parameters / 1.2e6) ** 0.35),
             "sft.step_tokens": self.step_tokens,

@@ -208,7 +208,7 @@ class Run:
         n_adapter = n_adapter_parameters(model)
         for remark in remarks(self.cfg, name, model.cfg.n_experts):
             self.say(remark)
-        with self.clock.phase("prepare"):
+        with self.clock.phase("n-grams" if name == "pretrain" else "prepare"):
             stage = self.make_stage(name, plan)
         limit = measure_matrix_limit(plan, model.cfg)
         short = self.cfg.pretrain.short_context if name == "pretrain" else 0
@@ -300,7 +300,7 @@ class Run:
         going_on = latest_checkpoint(self.folder.stage("pretrain").checkpoints)[0] is not None
         if not settings.bigram_steps or model.lm_head is None or data is None or going_on:
             return
-        with self.clock.phase("bigrams"):
+        with self.clock.phase("n-grams"):
             if self.ranks.rank == 0:
                 self.plan.apply()
                 bigrams = count_bigrams(text_sources(self.cfg, data, self.chat), model.cfg.vocab_size)

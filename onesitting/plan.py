@@ -19,6 +19,7 @@ from onesitting.budgets import parse_budget
 from onesitting.checks import check_config
 from onesitting.clock import CLOSING_S
 from onesitting.config import ModelConfig, RunConfig, StageConfig, stage_config, step_tokens
+from onesitting.data.ngrams import N_TRIPLES
 from onesitting.data.sources import expand
 from onesitting.errors import UserError
 from onesitting.evaluation.curves import short_number
@@ -34,6 +35,7 @@ from onesitting.plan_text import show_plan
 from onesitting.rewards import check_rl
 from onesitting.runlog import RunFolder
 from onesitting.stages import bigrams
+from onesitting.stages.pretrain import ngram_part
 from onesitting.start import with_start_model
 from onesitting.train.device import DevicePlan, plan_device
 from onesitting.train.hardware import detect
@@ -44,6 +46,7 @@ START_S = 4.0  # Python, torch and the first look at the machine
 WORLD_BYTES_PER_S = 5.0e6
 TOKENIZER_BYTES_PER_S = 2.5e6
 PREPARE_BYTES_PER_S = 8.0e6
+COUNTED_PER_S = 1.2e7  # triples of tokens
 WORLD_PAIR_BYTES = 1300.0  # both conversations of a pair, their prompt twice
 BYTES_PER_TOKEN = 3.5  # of English prose with a few thousand entries; a run's own is in tokens.json
 COMPRESSION = {".gz": 3.0, ".zst": 3.0, ".parquet": 2.0}  # text bytes in a byte of such a file, about
@@ -131,7 +134,9 @@ def make_plan(cfg: RunConfig, *, measure: bool = False) -> Plan:
         speed = predict_speed(run.path.parent, device, limit, flops, count_parameters(model))
     if "pretrain" in cfg.stages and not cfg.start_from:
         fit_s = bigrams.expected_seconds(model, cfg.pretrain.bigram_steps, limit)
-        phases += [("bigrams", fit_s)] if fit_s else []
+        n_tokens = min(N_TRIPLES, (text_bytes(cfg, "pretrain") or math.inf) / BYTES_PER_TOKEN)
+        count_s = n_tokens / COUNTED_PER_S if ngram_part(cfg, device) else 0.0
+        phases += [("n-grams", fit_s + count_s)] if fit_s + count_s else []
     stages = _stages(cfg, model, device, speed.tokens_per_s, sum(seconds for _, seconds in phases))
     suite_s = suite_seconds(cfg)
     for stage in stages:

@@ -24,7 +24,7 @@ from onesitting.config import RunConfig
 from onesitting.model.flops import count_matrix_parameters, count_parameters, flops_per_token
 from onesitting.model.transformer import Transformer
 from onesitting.runlog import StageFolder, write_atomic
-from onesitting.stages.pretrain import PretrainStage
+from onesitting.stages.pretrain import PretrainStage, count_ngrams
 from onesitting.train.budget import StepTarget
 from onesitting.train.device import detect, plan_device
 from onesitting.train.distributed import Ranks
@@ -123,7 +123,8 @@ def _make_loop(cfg: RunConfig, scratch: Path, cache: Path) -> tuple[Loop, str, i
     model = Transformer(model_cfg, seed=cfg.seed).to(plan.torch_device).train()
     if not cfg.pretrain.micro_batch_rows:
         plan = measured_plan(model, plan, cfg.pretrain.context_length or model_cfg.context_length)
-    stage = PretrainStage(cfg, tokenizer, data, None, plan, ranks)
+    ngrams = count_ngrams(cfg, data, None, tokenizer, plan)
+    stage = PretrainStage(cfg, tokenizer, data, None, plan, ranks, ngrams=ngrams)
     target = StepTarget(cfg.pretrain, row_length=stage.row_length, n_rows=stage.n_rows, tokens=10**12)
     settings = FitSettings(
         target=target,

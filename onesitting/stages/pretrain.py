@@ -22,9 +22,9 @@ from onesitting.tokenizer.bpe import Tokenizer
 from onesitting.train.device import DevicePlan
 from onesitting.train.distributed import Ranks
 
-AUTO_NGRAM_PART = 0.5
-"""On a CPU, whose budgets end before a model knows much more than three tokens can say; docs/log.md, 2026-11-27. A GPU
-reads enough to learn better from the tokens that came, and faster than they can be looked up."""
+AUTO_NGRAM_PART = 0.7
+"""On a CPU, whose budgets end before a model has outgrown them; docs/log.md, 2026-11-27. A GPU reads more tokens a second
+than can be looked up."""
 
 
 def ngram_part(cfg: RunConfig, plan: DevicePlan) -> float:
