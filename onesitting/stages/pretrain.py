@@ -23,8 +23,8 @@ from onesitting.train.device import DevicePlan
 from onesitting.train.distributed import Ranks
 
 AUTO_NGRAM_PART = 0.7
-"""On a CPU, whose budgets end before a model has outgrown them; docs/log.md, 2026-11-27. A GPU reads more tokens a second
-than can be looked up."""
+"""On a CPU, whose budgets end before a model has outgrown them (docs/log.md, 2026-11-27). A GPU reads more tokens a
+second than can be looked up."""
 
 
 def ngram_part(cfg: RunConfig, plan: DevicePlan) -> float:
