@@ -1,6 +1,6 @@
 """Ideas that may make a small model learn more from each token, tried one at a time against the recipes' settings.
 
-    python benchmarks/ideas.py base "ngrams 0.7" --data prose.train.jsonl.zst --val prose.dev.jsonl.zst --size 5M --seeds 0 1
+    python benchmarks/ideas.py base "ngrams 0.7" --data prose.train.jsonl.zst --val prose.dev.jsonl.zst --seeds 0 1
     python benchmarks/ideas.py --list
 
 Every run reads the same rows in the same order for the same number of tokens; an idea changes one thing. A line of JSON
