@@ -54,7 +54,7 @@ def test_phases_fill_the_time_budget_and_no_more(plan: Plan) -> None:
     assert plan.seconds <= 120
     names = [name for name, _ in plan.phases]
     assert names == [
-        "start", "tokenizer", "prepare", "pretrain", "evaluate pretrain", "sft", "evaluate sft", "report",
+        "start", "tokenizer", "prepare", "n-grams", "pretrain", "evaluate pretrain", "sft", "evaluate sft", "report",
     ]  # fmt: skip
 
 

@@ -262,11 +262,7 @@ class Transformer(nn.Module):
         x = self.hidden(tokens, doc_ids=doc_ids, positions=positions, real=real)
         if targets is not None:
             weight, chunk = self.output_weight, self.parts.loss_chunk
-            soft = (
-                None
-                if soft is None
-                else SoftTargets(soft.ids.flatten(0, 1), soft.probabilities.flatten(0, 1), soft.weight)
-            )
+            soft = None if soft is None else soft.flat()
             with without_autocast(x.device):
                 return cross_entropy_sum(x.flatten(0, 1), weight, targets.flatten(), chunk, soft)
         return self.logits(x)
@@ -363,17 +359,8 @@ def without_autocast(device: torch.device) -> AbstractContextManager[object]:
 
 def check_shape(cfg: ModelConfig) -> None:
     """Raise UserError when the numbers of a ModelConfig cannot make a model."""
-    sizes = (
-        "n_layers",
-        "d_model",
-        "n_heads",
-        "n_kv_heads",
-        "head_dim",
-        "d_ff",
-        "vocab_size",
-        "context_length",
-    )
-    for name in sizes:
+    sizes = "n_layers d_model n_heads n_kv_heads head_dim d_ff vocab_size context_length"
+    for name in sizes.split():
         if getattr(cfg, name) < 1:
             raise UserError(f"model.{name} is {getattr(cfg, name)}; give a whole number of at least 1")
     if cfg.n_heads % cfg.n_kv_heads:
