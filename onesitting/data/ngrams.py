@@ -57,9 +57,8 @@ def sample(tokens: Array, n: int) -> Array:
 
 
 def samples(sources: Sources, n_tokens: int) -> list[Array]:
-    """From each source its share of n_tokens, or of as many as the smallest for its share allows."""
+    """From each source its share of n_tokens, or all that it has: a small one must not make the counts small."""
     used = [(tokens, part) for tokens, part in sources if part > 0 and len(tokens)]
-    n_tokens = min([n_tokens, *(int(len(tokens) / part) for tokens, part in used)])
     return [sample(tokens, int(n_tokens * part)) for tokens, part in used]
 
 
@@ -87,18 +86,17 @@ class Ngrams:
         pairs, before = counted(pairs)  # how many different tokens stood before each pair
         self.after_one, self.p_after_one = _padded(*_likeliest(pairs // V, pairs % V, before, AFTER_ONE), V)
         self.contexts = np.concatenate([part.contexts for part in parts])  # (C,), in order
-        self.left = np.concatenate(
-            [part.left for part in parts]
-        )  # (C,), what is given up to the shorter context
+        self.left = np.concatenate([part.left for part in parts])  # (C,), for the shorter context
         lengths = np.concatenate([part.lengths for part in parts])
         self.starts = np.concatenate([[0], lengths.cumsum()])  # (C + 1,)
         self.after_two = np.concatenate([part.followers for part in parts])  # (E,)
         self.p_after_two = np.concatenate([part.p for part in parts])
 
     def soft_targets(self, tokens: Array) -> tuple[Array, Array]:
-        """For inputs (B, T): ids (B, T, L) int64 of likely next tokens, and the part of the target of each, float32.
+        """For inputs (B, T): ids (B, T, L) int64 of likely next tokens, and the probability of each, float32.
 
-        The parts of a place add up to less than 1; what is missing is the part of the token that came.
+        Those of a place add up to less than 1: what is missing belongs to tokens that are not named. A token may be
+        named twice, after two and after one; its probability is the sum.
         """
         B, T = tokens.shape
         n_two, n_one = AFTER_TWO, self.after_one.shape[1]

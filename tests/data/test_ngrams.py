@@ -33,10 +33,12 @@ def test_pairs_are_counted_as_a_counter_counts_them(vocab_size: int):
     assert found == expected
 
 
-def test_sources_are_counted_in_their_shares():
+def test_sources_are_counted_in_their_shares_and_a_small_one_with_all_it_has():
     first, second = np.zeros(1000, dtype=np.uint16), np.ones(90_000, dtype=np.uint16)
-    bigrams = count_bigrams([(first, 0.25), (second, 0.75)], 2, n_tokens=50_000)
-    assert bigrams.counts.tolist() == [999.0, pytest.approx(2999, abs=20)]
+    shared = count_bigrams([(first, 0.25), (second, 0.75)], 2, n_tokens=3000)
+    assert shared.counts.tolist() == [pytest.approx(749, abs=20), pytest.approx(2249, abs=20)]
+    small = count_bigrams([(first, 0.25), (second, 0.75)], 2, n_tokens=50_000)
+    assert small.counts.tolist() == [999, pytest.approx(37_499, abs=300)]
 
 
 def test_a_sample_comes_from_all_over_a_file():
