@@ -126,15 +126,20 @@ def three_iterations(trial: Trial) -> None:
     trial.optimizer.coefficients = polar_coefficients(3, 1e-2)
 
 
+def nesterov(group: MatrixGroup, beta: float) -> list[Tensor]:
+    """Gradients of a group, moved one step of momentum ahead, as Muon's own step does it."""
+    grads = gradients(group.params)
+    torch._foreach_lerp_(group.momentum, grads, 1 - beta)
+    torch._foreach_lerp_(grads, group.momentum, beta)
+    return grads
+
+
 def custom_matrices(trial: Trial, shape_update: Callable[[str, Tensor], Tensor], decay: str = "") -> None:
     """Muon matrix by matrix, with `shape_update(name, update)` after the orthogonalisation."""
     optimizer = trial.optimizer
 
     def step(shape: tuple[int, int], group: MatrixGroup, lr: float) -> None:
-        beta = optimizer.cfg.momentum
-        grads = gradients(group.params)
-        torch._foreach_lerp_(group.momentum, grads, 1 - beta)
-        torch._foreach_lerp_(grads, group.momentum, beta)
+        grads = nesterov(group, optimizer.cfg.momentum)
         stack = torch.stack([(g.mT if g.shape[0] > g.shape[1] else g).to(optimizer.dtype) for g in grads])
         updates = orthogonalise(stack, optimizer.coefficients)
         for name, p, grad, update in zip(group.names, group.params, grads, updates, strict=True):
@@ -182,10 +187,7 @@ def per_head(trial: Trial) -> None:
     optimizer = trial.optimizer
 
     def step(shape: tuple[int, int], group: MatrixGroup, lr: float) -> None:
-        beta = optimizer.cfg.momentum
-        grads = gradients(group.params)
-        torch._foreach_lerp_(group.momentum, grads, 1 - beta)
-        torch._foreach_lerp_(grads, group.momentum, beta)
+        grads = nesterov(group, optimizer.cfg.momentum)
         for name, p, g in zip(group.names, group.params, grads, strict=True):
             split = "q_proj" in name or "k_proj" in name
             stack = (g.view(-1, D, g.shape[1]) if split else g[None]).to(optimizer.dtype)

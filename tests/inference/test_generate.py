@@ -5,8 +5,8 @@ from dataclasses import replace
 
 import pytest
 import torch
+from noisy_model import noisy_model
 
-from onesitting.config import ModelConfig
 from onesitting.inference import generate as generation
 from onesitting.inference.batch import PrefixCache
 from onesitting.inference.generate import generate, stream
@@ -29,16 +29,7 @@ def tokenizer() -> Tokenizer:
 
 @pytest.fixture(scope="module")
 def model(tokenizer: Tokenizer) -> Transformer:
-    cfg = ModelConfig(
-        n_layers=2, d_model=48, n_heads=4, n_kv_heads=2, head_dim=12, d_ff=64,
-        vocab_size=tokenizer.vocab_size, context_length=64,
-    )  # fmt: skip
-    model = Transformer(cfg).eval()
-    generator = torch.Generator().manual_seed(3)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.add_(torch.randn(parameter.shape, generator=generator) * 0.2)
-    return model
+    return noisy_model(tokenizer.vocab_size, 64)
 
 
 def with_context(model: Transformer, context_length: int) -> Transformer:
