@@ -169,7 +169,8 @@ async def embeddings(request: Request, body: EmbeddingRequest) -> Any:
             raise ApiError(
                 400, f"a text of {len(ids)} tokens; 1 to {served.context_length} are possible", param="input"
             )
-    vectors = [await asyncio.to_thread(served.embed, ids) for ids in all_ids]
+    loop = asyncio.get_running_loop()
+    vectors = [await loop.run_in_executor(served.embedder, served.embed, ids) for ids in all_ids]
     data = [
         {"object": "embedding", "index": index, "embedding": _packed(vector, body.encoding_format)}
         for index, vector in enumerate(vectors)

@@ -1,9 +1,9 @@
 """The models of a server: loaded once at its start, each with an engine of its own."""
 
 import json
-import threading
 import time
 from collections.abc import Sequence
+from concurrent.futures import Executor
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,7 @@ from onesitting.model.rope import stretched
 from onesitting.model.transformer import Transformer
 from onesitting.tokenizer.bpe import Tokenizer
 from onesitting.tokenizer.unused import with_unused_entries
+from onesitting.train.teams import worker_without_team
 
 CACHE_BYTES = 2 << 30
 """Memory that the slots of one model may take; fewer slots are made when they would need more."""
@@ -38,7 +39,8 @@ class ServedModel:
     created: int = 0
     """When it was loaded, in seconds since 1970."""
     grammars: JsonGrammars
-    embedding_lock: threading.Lock = field(default_factory=threading.Lock)
+    embedder: Executor = field(default_factory=lambda: worker_without_team("embeddings"))
+    """Where `embed` is called, beside the engine."""
 
     @property
     def context_length(self) -> int:
@@ -47,7 +49,7 @@ class ServedModel:
 
     def embed(self, ids: Sequence[int]) -> list[float]:
         """The mean over a text's tokens of the last layer's normed states, scaled to length 1."""
-        with self.embedding_lock, torch.inference_mode():
+        with torch.inference_mode():
             model = self.engine.model
             hidden = model.hidden(torch.tensor([list(ids)], device=model.device))[0]
             mean = hidden.float().mean(dim=0)

@@ -21,6 +21,7 @@ from onesitting.server.metrics import Metrics
 from onesitting.server.models import LoadSettings, ServedModel, load_served, model_names
 from onesitting.server.service import Service, new_key, read_keys
 from onesitting.train.device import detect, plan_device
+from onesitting.train.teams import in_passing_thread
 
 log = logging.getLogger("onesitting.server")
 LOOPBACK = frozenset({"localhost", "127.0.0.1", "::1"})
@@ -43,7 +44,7 @@ def serve(options: argparse.Namespace) -> None:
             "make one with --new-key NAME, or say --no-keys"
         )
     listener = _listen(options.host, options.port)
-    models = _load(options)
+    models = in_passing_thread(lambda: _load(options))
     service = Service(
         models=models,
         keys=keys,

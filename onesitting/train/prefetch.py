@@ -1,6 +1,6 @@
 """Reading ahead: the next step's batches are built while the current step computes."""
 
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from dataclasses import fields, is_dataclass, replace
 from functools import partial
 from typing import Any, Protocol
@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from onesitting.model.transformer import Transformer
+from onesitting.train.teams import worker_without_team
 
 
 class BatchSource(Protocol):
@@ -32,8 +33,8 @@ class Prefetch:
     def __init__(self, stage: BatchSource, model: Transformer, device: torch.device) -> None:
         self.stage, self.model, self.pins = stage, model, device.type == "cuda"
         # A thread begins with the first device, where pinning would open a context of its own.
-        begin = partial(torch.cuda.set_device, torch.cuda.current_device()) if self.pins else None
-        self.pool = ThreadPoolExecutor(1, thread_name_prefix="batches", initializer=begin)
+        begin = partial(torch.cuda.set_device, torch.cuda.current_device()) if self.pins else int
+        self.pool = worker_without_team("batches", begin)
         self.pending: dict[tuple[int, int], Future[list[Any]]] = {}
 
     def start(self, step: int, row_length: int) -> None:
