@@ -46,25 +46,29 @@ class SmoothedBigrams:
 
     def __init__(self, bigrams: Bigrams, device: torch.device) -> None:
         self.starts, self.followers = (torch.from_numpy(part).to(device) for part in bigrams[:2])
-        self.counts = torch.from_numpy(bigrams.counts).to(device).float()
+        counts = torch.from_numpy(bigrams.counts).to(device).float()
         V = len(self.starts) - 1
         firsts = torch.repeat_interleave(torch.arange(V, device=device), self.starts.diff())
-        self.totals = torch.zeros(V, device=device).index_add_(0, firsts, self.counts)  # (V,)
+        self.totals = torch.zeros(V, device=device).index_add_(0, firsts, counts)  # (V,)
+        self.probabilities = (counts - DISCOUNT) / self.totals[
+            firsts
+        ]  # (P,), what each pair gives up taken off
         preceders = torch.bincount(self.followers, minlength=V).float() + 0.1  # no token is impossible
         self.lower = preceders / preceders.sum()  # (V,)
 
     def subtract(self, firsts: Tensor, from_: Tensor) -> Tensor:
         """from_ (C, V) less the probabilities after first tokens (C,) that were counted; in place."""
-        begin, totals = self.starts[firsts], self.totals[firsts]
+        begin, C, V = self.starts[firsts], len(firsts), len(self.lower)
         lengths = self.starts[firsts + 1] - begin
-        row = torch.repeat_interleave(torch.arange(len(firsts), device=firsts.device), lengths)
-        nth = torch.arange(len(row), device=firsts.device) - (lengths.cumsum(0) - lengths)[row]
-        place = begin[row] + nth
-        from_.addcmul_((DISCOUNT * lengths / totals)[:, None], self.lower, value=-1)
-        # Each pair is once in `row`, so this is a plain assignment to places that differ.
-        return from_.index_put_(
-            (row, self.followers[place]), (DISCOUNT - self.counts[place]) / totals[row], accumulate=True
-        )
+        given_up = DISCOUNT * lengths / self.totals[firsts]
+        from_.addcmul_(given_up[:, None], self.lower, value=-1)
+        # The pairs of all rows behind each other: how far they lie before their places in the table, and in from_.
+        shifts = torch.stack((begin - lengths.cumsum(0) + lengths, torch.arange(C, device=begin.device) * V))
+        there, row = torch.repeat_interleave(shifts, lengths, dim=1)
+        place = there.add_(torch.arange(len(there), device=begin.device))
+        flat, entry = from_.view(-1), row.add_(self.followers[place])
+        flat[entry] -= self.probabilities[place]  # no entry is there twice
+        return from_
 
 
 def fit_bigrams(model: Transformer, bigrams: Bigrams, *, n_steps: int, seed: int, plan: DevicePlan) -> None:

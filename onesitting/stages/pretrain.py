@@ -25,6 +25,8 @@ from onesitting.train.distributed import Ranks
 AUTO_NGRAM_PART = 0.7
 """On a CPU, whose budgets end before a model has outgrown them (docs/log.md, 2026-11-27). A GPU reads more tokens a
 second than can be looked up."""
+MOST_COUNTERS = 4
+"""Threads that count n-grams; each holds a sixteenth of them."""
 
 
 def ngram_part(cfg: RunConfig, plan: DevicePlan) -> float:
@@ -46,7 +48,8 @@ def count_ngrams(
     """Counts for softer targets, where the settings or the device ask for them."""
     if ngram_part(cfg, plan) == 0:
         return None
-    return Ngrams(text_sources(cfg, data, chat), tokenizer.vocab_size)
+    workers = min(MOST_COUNTERS, plan.threads)
+    return Ngrams(text_sources(cfg, data, chat), tokenizer.vocab_size, workers=workers)
 
 
 class PretrainStage:
