@@ -10,6 +10,7 @@ import shlex
 import time
 from collections.abc import Callable
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
@@ -212,11 +213,11 @@ class Run:
             stage = self.make_stage(name, plan)
         limit = measure_matrix_limit(plan, model.cfg)
         short = self.cfg.pretrain.short_context if name == "pretrain" else 0
+        rehearse = partial(self.examiner.pass_seconds, model)
+        seconds = stage_seconds(self.cfg, name, self.clock, rehearse, start_s=self.start_s, say=self.say)
         target = StepTarget(
             settings,
-            seconds=self.ranks.broadcast(
-                stage_seconds(self.cfg, name, self.clock, start_s=self.start_s, say=self.say)
-            ),
+            seconds=self.ranks.broadcast(seconds),
             tokens=getattr(settings, "steps", 0) * stage.row_length * stage.n_rows
             or stage_tokens(self.cfg, name),
             max_steps=stage.max_steps(),

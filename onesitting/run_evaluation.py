@@ -5,6 +5,7 @@ run folder, and the report shows before and after side by side.
 """
 
 import json
+import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -18,7 +19,7 @@ from onesitting.data.tokens import Material, PreferenceFolder
 from onesitting.data.world import World
 from onesitting.evaluation.bits_per_byte import bits_per_byte, chat_bits_per_byte
 from onesitting.evaluation.preferences import compare_models
-from onesitting.evaluation.suite import TaskResult, run_suite, run_suite_thinking
+from onesitting.evaluation.suite import TaskResult, model_replies, run_suite, run_suite_thinking
 from onesitting.model.transformer import Transformer
 from onesitting.runlog import write_atomic
 from onesitting.start import General
@@ -27,6 +28,9 @@ from onesitting.train.device import DevicePlan
 from onesitting.train.state import FitResult
 
 START = "start"
+REHEARSED_TOKENS, REHEARSALS_OF_100 = 17, 78.0
+"""Written tokens of 64 replies by whose time a pass of the suite is foreseen, and how many times that a pass takes with
+100 questions a task: 56 to 72 on two cores, 82 to 87 on one (docs/log.md)."""
 HELD_OUT_FILE = "held_out.json"
 GENERAL_SUITE_FILE = "general.json"
 
@@ -50,6 +54,20 @@ class Examiner:
             if base:
                 return run_suite(model, self.tokenizer, world.base_suite(n), mode="base")
             return run_suite_thinking(model, self.tokenizer, world.suite(n), self.cfg.evaluation)
+
+    def pass_seconds(self, model: Transformer) -> float:
+        """About what a pass of the suite takes here, from the beginnings of its longest replies."""
+        settings, model = self.cfg.evaluation, model.eval()
+        items = World(self.cfg.seed).suite(8)["stories"] * 8  # as many rows as a batch of the suite has
+        seconds: list[float] = []
+        with torch.inference_mode(), self.plan.autocast():
+            for _ in range(3):
+                began = time.perf_counter()
+                model_replies(model, self.tokenizer, items, mode="chat", max_tokens=REHEARSED_TOKENS)
+                seconds.append(time.perf_counter() - began)
+        model.train()
+        n_passes = 2 if settings.thinking == "both" else 1
+        return min(seconds) * REHEARSALS_OF_100 * settings.suite_items / 100 * n_passes
 
     def examine(
         self,

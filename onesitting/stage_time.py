@@ -13,27 +13,38 @@ from onesitting.errors import UserError
 from onesitting.run_evaluation import START
 from onesitting.run_settings import has_suite, n_passes, own_budget
 
+REHEARSING = ("pretrain", "sft")
+"""Stages whose models, before they are trained, write as those that will be asked."""
 LEAST_SHARE = 0.05
 """Of the budget, for a later stage that others left too little for."""
 
 
 def stage_seconds(
-    cfg: RunConfig, name: str, clock: Clock, *, start_s: float, say: Callable[[str], None]
+    cfg: RunConfig,
+    name: str,
+    clock: Clock,
+    rehearse: Callable[[], float],
+    *,
+    start_s: float,
+    say: Callable[[str], None],
 ) -> float | None:
     """Seconds for the stage `name`; None without a time budget.
 
-    start_s: what this process took to start. say: shows a line.
+    rehearse: measures about how many seconds a pass of the question suite takes, without asking it. start_s: what
+    this process took to start. say: shows a line.
     Raises UserError when nothing is left for the first stage.
     """
     own = own_budget(cfg, name)
     if own is not None:
         if own.seconds is None:
             return None
-        seconds = own.seconds - start_s - CLOSING_S - suite_seconds(cfg, clock) * n_passes([name])
+        pass_s = suite_seconds(cfg, name, clock, rehearse)
+        seconds = own.seconds - start_s - CLOSING_S - pass_s * n_passes([name])
     elif clock.left_s is None:
         return None
     else:
-        seconds = _shared_seconds(cfg, name, clock, clock.left_s)
+        pass_s = suite_seconds(cfg, name, clock, rehearse)
+        seconds = _shared_seconds(cfg, name, clock, clock.left_s, pass_s)
     # The first stage needs time; a later one is not given up because the machine stalled before it.
     is_first = name == cfg.stages[0]
     least = 1.0 if is_first else max(1.0, LEAST_SHARE * (clock.budget_s or 0.0))
@@ -45,20 +56,25 @@ def stage_seconds(
     return max(seconds, least)
 
 
-def _shared_seconds(cfg: RunConfig, name: str, clock: Clock, left: float) -> float:
+def _shared_seconds(cfg: RunConfig, name: str, clock: Clock, left: float, pass_s: float) -> float:
     """The share of a stage of what is left after the suites and the stages with budgets of their own."""
     later = cfg.stages[cfg.stages.index(name) :]
     left += clock.phases.get(name, 0.0)  # a resumed stage counts its earlier sittings itself
-    left -= suite_seconds(cfg, clock) * n_passes(later)
+    left -= pass_s * n_passes(later)
     left -= clock.phases.get(f"measure {START}", 0.0) * 1.1  # what the last stage's model takes as well
     owned = [budget.seconds for stage in later if (budget := own_budget(cfg, stage)) is not None]
     shares = {stage: stage_config(cfg, stage).share for stage in later if own_budget(cfg, stage) is None}
     return (left - sum(seconds or 0.0 for seconds in owned)) * shares[name] / sum(shares.values())
 
 
-def suite_seconds(cfg: RunConfig, clock: Clock) -> float:
-    """Expected seconds of one pass of the question suite: as the last one took, else a guess."""
+def suite_seconds(cfg: RunConfig, name: str, clock: Clock, rehearse: Callable[[], float]) -> float:
+    """Expected seconds of one pass of the question suite: as the last one took, else as rehearsed, else a guess."""
     if not has_suite(cfg):
         return 0.0
     timed = [seconds for phase, seconds in clock.phases.items() if phase.startswith("evaluate")]
-    return timed[-1] * 1.1 if timed else budgets.suite_seconds(clock.budget_s)
+    if timed:
+        return timed[-1] * 1.1
+    if name not in REHEARSING or cfg.device.shard == "fsdp":  # a sharded model speaks with all its processes
+        return budgets.suite_seconds(clock.budget_s)
+    with clock.phase("rehearsal"):
+        return rehearse()

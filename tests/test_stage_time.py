@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from onesitting.clock import CLOSING_S, Clock
-from onesitting.config import DPOConfig, EvaluationConfig, PretrainConfig, RunConfig, SFTConfig
+from onesitting.config import DeviceConfig, DPOConfig, EvaluationConfig, PretrainConfig, RunConfig, SFTConfig
 from onesitting.errors import UserError
 from onesitting.stage_time import LEAST_SHARE, stage_seconds
 
@@ -24,9 +24,14 @@ class Asked:
     def __init__(self, folder: Path, budget_s: float | None = 1000.0) -> None:
         self.clock, self.said = Clock(folder / "timing.json", budget_s, writes=False), list[str]()
         self.clock.set("start", 10.0)
+        self.n_rehearsals = 0
+
+    def rehearse(self) -> float:
+        self.n_rehearsals += 1
+        return 20.0
 
     def __call__(self, name: str, cfg: RunConfig = CFG) -> float | None:
-        return stage_seconds(cfg, name, self.clock, start_s=10.0, say=self.said.append)
+        return stage_seconds(cfg, name, self.clock, self.rehearse, start_s=10.0, say=self.said.append)
 
 
 def test_a_stage_alone_gets_what_it_would_get_in_a_whole_run(tmp_path: Path) -> None:
@@ -62,3 +67,23 @@ def test_a_later_stage_is_never_given_up_and_the_first_needs_time(tmp_path: Path
         asked("pretrain")
     assert asked("sft") == LEAST_SHARE * 1000
     assert "ends late" in asked.said[0]
+
+
+def test_the_suites_time_is_as_the_last_pass_took_else_as_rehearsed(tmp_path: Path) -> None:
+    cfg = RunConfig(**{**vars(CFG), "evaluation": EvaluationConfig(suite="world")})
+    asked = Asked(tmp_path)
+    left = 1000 - 10 - CLOSING_S
+    assert asked("pretrain", cfg) == pytest.approx(0.7 * (left - 2 * 20.0), abs=0.1)
+    asked.clock.set("pretrain", 600.0)
+    asked.clock.set("evaluate pretrain", 10.0)
+    assert asked("sft", cfg) == pytest.approx(left - 600 - 10 - 11.0, abs=0.1)
+    assert asked.n_rehearsals == 1
+
+
+def test_without_a_suite_or_with_a_sharded_model_nothing_is_rehearsed(tmp_path: Path) -> None:
+    asked = Asked(tmp_path)
+    asked("pretrain")
+    with_suite = {**vars(CFG), "evaluation": EvaluationConfig(suite="world")}
+    asked("pretrain", RunConfig(**{**with_suite, "device": DeviceConfig(shard="fsdp")}))
+    asked("sft", RunConfig(**{**with_suite, "sft": SFTConfig(budget="tokens=1M")}))
+    assert asked.n_rehearsals == 0
