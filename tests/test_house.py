@@ -35,6 +35,12 @@ def test_light_module_does_not_import_torch(module: str):
     assert done.stdout == "False\n", done.stderr
 
 
+@pytest.mark.parametrize("module", ["pipeline", "chat_ui", "server.run", "inference.generate"])
+def test_no_command_waits_for_pytorch_s_compiler_to_load(module: str):
+    program = f"import sys, onesitting.{module}; print('torch._dynamo' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", program], capture_output=True, text=True).stdout == "False\n"
+
+
 def test_no_code_is_made_from_text_and_nothing_is_pickled():
     forbidden = {"eval", "exec", "__import__"}
     found: list[str] = []

@@ -40,6 +40,9 @@ class Experts(nn.Module):
         self.gate_proj = nn.Parameter(torch.empty(E, hidden, d))
         self.up_proj = nn.Parameter(torch.empty(E, hidden, d))
         self.down_proj = nn.Parameter(torch.empty(E, d, hidden))
+        # Each set of sizes would be a graph of its own. Said here, not above: it loads the compiler, a second that
+        # every command would pay.
+        self.one_by_one: Product = torch.compiler.disable(one_by_one)  # pyright: ignore
 
     def forward(self, x: Tensor, chosen: Tensor, weights: Tensor) -> Tensor:
         """(N, d_model): each token's experts, added with their weights; chosen, weights: (N, k)."""
@@ -49,10 +52,11 @@ class Experts(nn.Module):
         back = torch.empty_like(order).scatter_(0, order, torch.arange(N * k, device=x.device))
         ends = count(by_expert, len(self.gate_proj)).cumsum(0)
         rows = x[order // k]  # (N·k, d_model), the first expert's tokens first
-        hidden = F.silu(grouped_product(rows, self.gate_proj, ends)) * grouped_product(
-            rows, self.up_proj, ends
+        gate, up = (
+            grouped_product(rows, matrices, ends, self.one_by_one)
+            for matrices in (self.gate_proj, self.up_proj)
         )
-        y = grouped_product(hidden, self.down_proj, ends)[back].view(N, k, -1)
+        y = grouped_product(F.silu(gate) * up, self.down_proj, ends, self.one_by_one)[back].view(N, k, -1)
         return (y * weights[..., None]).sum(dim=1)
 
 
@@ -65,23 +69,26 @@ def count(indices: Tensor, n: int, each: Tensor | None = None) -> Tensor:
     return torch.zeros(n, dtype=torch.int64, device=indices.device).scatter_add_(0, indices, each)
 
 
-def grouped_product(rows: Tensor, weights: Tensor, ends: Tensor) -> Tensor:
-    """(M, out): rows (M, in), of which expert e has those from ends[e - 1] to ends[e], times weights[e] (out, in)ᵀ.
-
-    One call of PyTorch for all experts where it has one (2.10 and later), else one product an expert.
-    """
-    weights = weights.to(rows.dtype)
-    if _has_grouped(rows, weights):
-        return F.grouped_mm(rows, weights.mT, offs=ends.to(torch.int32))
-    return _products(rows, weights, ends)  # pyright: ignore[reportCallIssue]
-
-
-@torch.compiler.disable  # each set of sizes would be a graph of its own
-def _products(rows: Tensor, weights: Tensor, ends: Tensor) -> Tensor:
+def one_by_one(rows: Tensor, weights: Tensor, ends: Tensor) -> Tensor:
+    """What `grouped_product` gives, one product an expert."""
     sizes = ends.diff(prepend=ends.new_zeros(1)).tolist()
     return torch.cat(
         [part @ weight.t() for part, weight in zip(rows.split(sizes), weights.unbind(), strict=True)]
     )
+
+
+Product = Callable[[Tensor, Tensor, Tensor], Tensor]
+
+
+def grouped_product(rows: Tensor, weights: Tensor, ends: Tensor, else_: Product = one_by_one) -> Tensor:
+    """(M, out): rows (M, in), of which expert e has those from ends[e - 1] to ends[e], times weights[e] (out, in)ᵀ.
+
+    One call of PyTorch for all experts where it has one (2.10 and later), else what `else_` does.
+    """
+    weights = weights.to(rows.dtype)
+    if _has_grouped(rows, weights):
+        return F.grouped_mm(rows, weights.mT, offs=ends.to(torch.int32))
+    return else_(rows, weights, ends)
 
 
 def _has_grouped(rows: Tensor, weights: Tensor) -> bool:
