@@ -71,6 +71,7 @@ _RANGES: tuple[tuple[str, float, float], ...] = (
     ("pretrain.decay_fraction", 0, 1),
     ("pretrain.bigram_steps", 0, 10_000),
     ("pretrain.ngram_targets", -1, 1),
+    ("pretrain.counting", -1, 1),
     ("pretrain.final_lr", 0, 1),
     ("pretrain.chat_fraction", 0, 1),
     ("sft.share", 0, 1),

@@ -195,6 +195,8 @@ class PretrainConfig:
     """Fraction of the tokens that come from the training conversations, as plain text."""
     bigram_steps: int = 100
     """Steps that fit a new model's embedding and untied output matrix to counted pairs of tokens; 0: none."""
+    counting: float = -1.0
+    """Part of the counting that is done, and of `bigram_steps`; -1: all for budgets from 45 s on, else less."""
     ngram_targets: float = -1.0
     """Part of a new model's targets that goes to tokens which often follow the two before; -1: 0.7 on a CPU, else 0."""
 

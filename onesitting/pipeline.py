@@ -22,7 +22,7 @@ from onesitting.checkpoint import find_model_folder, latest_checkpoint, load_mod
 from onesitting.checks import check_config
 from onesitting.clock import Clock
 from onesitting.config import RunConfig, stage_config
-from onesitting.data.ngrams import count_bigrams
+from onesitting.data.ngrams import N_PAIRS, count_bigrams
 from onesitting.data.prepare import prepare_conversations, prepare_documents, prepare_preferences
 from onesitting.data.text_sample import text_sample
 from onesitting.data.tokens import ChatFolder, Material, PreferenceFolder, TokenFolder
@@ -49,7 +49,7 @@ from onesitting.stage_time import stage_seconds
 from onesitting.stages.bigrams import fit_bigrams
 from onesitting.stages.make import PipelineStage, StageInputs, make_stage, prepare_general
 from onesitting.stages.ppo import add_value_head
-from onesitting.stages.pretrain import text_sources
+from onesitting.stages.pretrain import counting, explicit_counting, text_sources
 from onesitting.stages.reward import with_score_head
 from onesitting.start import general_data, start_folder, stretched_as, with_start_model
 from onesitting.tokenizer.bpe import Tokenizer, train_tokenizer
@@ -254,7 +254,7 @@ class Run:
                     "n_adapter_parameters": n_adapter,
                     "lora": asdict(self.cfg.lora) if n_adapter else None,
                 }
-                summary["repeat_with"] = target.explicit()
+                summary["repeat_with"] = target.explicit() | explicit_counting(self.cfg, name)
                 write_atomic(folder.path / "summary.json", json.dumps(summary, indent=1) + "\n")
             self.ranks.barrier()
 
@@ -304,11 +304,11 @@ class Run:
         with self.clock.phase("n-grams"):
             if self.ranks.rank == 0:
                 self.plan.apply()
-                bigrams = count_bigrams(text_sources(self.cfg, data, self.chat), model.cfg.vocab_size)
-                self.say(
-                    f"pretrain · first weights from {int(bigrams.counts.sum()):,} counted pairs of tokens"
-                )
-                fit_bigrams(model, bigrams, n_steps=settings.bigram_steps, seed=self.cfg.seed, plan=self.plan)
+                part, sources = counting(self.cfg), text_sources(self.cfg, data, self.chat)
+                bigrams = count_bigrams(sources, model.cfg.vocab_size, round(part * N_PAIRS))
+                self.say(f"pretrain · first weights from {bigrams.counts.sum():,} counted pairs of tokens")
+                n_steps = round(part * settings.bigram_steps)
+                fit_bigrams(model, bigrams, n_steps=n_steps, seed=self.cfg.seed, plan=self.plan)
             self.ranks.barrier()
 
     def source(self, name: str) -> Path | None:

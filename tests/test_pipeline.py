@@ -162,6 +162,7 @@ def test_a_new_model_with_an_output_matrix_of_its_own_begins_from_counted_pairs(
         ("none", ("--pretrain.bigram_steps", "0"), 1),
         ("one", (), 1),
         ("two", (), 2),
+        ("half", ("--pretrain.counting", "0.5"), 1),
     ):
         done = command(*argv, *more, "--name", name, cwd=tmp_path, processes=processes)
         assert done.returncode == 0, done.stdout + done.stderr
@@ -170,5 +171,6 @@ def test_a_new_model_with_an_output_matrix_of_its_own_begins_from_counted_pairs(
         losses[name], norms[name] = first["loss"], first["grad_norm"]
     assert losses["none"] == pytest.approx(6.24, abs=0.05)  # ln 512
     assert losses["one"] < 4.7
+    assert losses["one"] + 0.01 < losses["half"] < 5.5, "half of the steps that fit it"
     assert losses["two"] == pytest.approx(losses["one"], rel=1e-5)
     assert norms["two"] == pytest.approx(norms["one"], rel=1e-4)  # its targets are soft

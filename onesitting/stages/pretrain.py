@@ -11,9 +11,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from onesitting.budgets import parse_budget
 from onesitting.config import RunConfig
 from onesitting.data.examples import IGNORED, Batch, chat_rows, concatenate, pretrain_batch
-from onesitting.data.ngrams import Ngrams, Sources
+from onesitting.data.ngrams import N_TRIPLES, Ngrams, Sources
 from onesitting.data.tokens import ChatFile, ChatFolder, Material, TokenFile, TokenFolder, rows
 from onesitting.evaluation.bits_per_byte import bits_per_byte
 from onesitting.model.transformer import Transformer
@@ -25,6 +26,8 @@ from onesitting.train.distributed import Ranks
 AUTO_NGRAM_PART = 0.7
 """On a CPU, whose budgets end before a model has outgrown them (docs/log.md, 2026-11-27). A GPU reads more tokens a
 second than can be looked up."""
+COUNTS_ALL_FROM_S = 45.0
+"""Seconds of a budget from which on everything is counted: 6 s of two cores, and as many for the fit (docs/log.md)."""
 MOST_COUNTERS = 4
 """Threads that count n-grams; each holds a sixteenth of them."""
 
@@ -42,14 +45,27 @@ def text_sources(cfg: RunConfig, data: TokenFolder, chat: ChatFolder | None) -> 
     return [*sources, (chat.train.tokens, share_of_chat)] if chat else sources
 
 
+def counting(cfg: RunConfig) -> float:
+    """Part of the counting that is done, in [0, 1]: what is set, or what leaves most of a short budget for training."""
+    if cfg.pretrain.counting >= 0:
+        return cfg.pretrain.counting
+    seconds = parse_budget(cfg.pretrain.budget or cfg.budget).seconds
+    return min(1.0, seconds / COUNTS_ALL_FROM_S) if seconds else 1.0
+
+
+def explicit_counting(cfg: RunConfig, name: str) -> dict[str, float]:
+    """Settings of the stage `name` that repeat its counting without its budget in seconds."""
+    return {"counting": counting(cfg)} if name == "pretrain" and counting(cfg) < 1 else {}
+
+
 def count_ngrams(
     cfg: RunConfig, data: TokenFolder, chat: ChatFolder | None, tokenizer: Tokenizer, plan: DevicePlan
 ) -> Ngrams | None:
     """Counts for softer targets, where the settings or the device ask for them."""
     if ngram_part(cfg, plan) == 0:
         return None
-    workers = min(MOST_COUNTERS, plan.threads)
-    return Ngrams(text_sources(cfg, data, chat), tokenizer.vocab_size, workers=workers)
+    n_tokens, workers = round(counting(cfg) * N_TRIPLES), min(MOST_COUNTERS, plan.threads)
+    return Ngrams(text_sources(cfg, data, chat), tokenizer.vocab_size, n_tokens, workers)
 
 
 class PretrainStage:
