@@ -30,7 +30,7 @@ class Batch:
     positions: (B, T) int64, from 0 in each document; None with doc_ids None.
     n_units: trained targets, which the loss sums over.
     n_tokens: real inputs, padding not counted.
-    soft: (B, T, L) int64 likely tokens and (B, T, L) float32 their probabilities; None: targets are hard.
+    contexts: (B, T) int64, which counted context ends at each input (data/ngrams.py); None: nothing was counted.
     """
 
     tokens: Tensor
@@ -39,7 +39,7 @@ class Batch:
     positions: Tensor | None
     n_units: int
     n_tokens: int
-    soft: tuple[Tensor, Tensor] | None = None
+    contexts: Tensor | None = None
 
     @property
     def n_rows(self) -> int:
@@ -83,7 +83,7 @@ class Batch:
             positions=None if self.positions is None else move(self.positions),
             n_units=self.n_units,
             n_tokens=self.n_tokens,
-            soft=None if self.soft is None else (move(self.soft[0]), move(self.soft[1])),
+            contexts=None if self.contexts is None else move(self.contexts),
         )
 
     def _rows(self, part: slice) -> "Batch":

@@ -18,6 +18,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
+import torch
+from torch import Tensor
 
 N_PAIRS = 16_000_000
 """Pairs that are counted; with V = 4,096, 4 million leave 0.03 bits per byte, 48 million give 0.01 more."""
@@ -29,6 +31,8 @@ N_PARTS = 16
 """Parts in which triples are counted, as many at once as there are workers: one part is as fast and takes 1.3 GB."""
 AFTER_ONE, AFTER_TWO = 512, 128
 """Followers of one token, and of two, that are named, the likeliest first; with 32 and 32 half of the gain is lost."""
+HIDDEN, UNKNOWN = -2, -1
+"""Contexts that have no followers: of a place where nothing is said, and of two tokens that were not seen together."""
 N_RUNS = 256
 """Runs of tokens, evenly over a file, that are counted: the files of a corpus lie behind each other in it."""
 
@@ -94,36 +98,48 @@ class Ngrams:
             parts = list(pool.map(lambda n: _after_two(_triples(kept, parts_of, n, V), V), range(N_PARTS)))
         pairs = np.concatenate([part.pairs for part in parts])
         pairs, before = counted(pairs)  # how many different tokens stood before each pair
-        self.after_one, self.p_after_one = _padded(*_likeliest(pairs // V, pairs % V, before, AFTER_ONE), V)
+        after_one, p_after_one = _padded(*_likeliest(pairs // V, pairs % V, before, AFTER_ONE), V)
+        self.after_one, self.p_after_one = torch.from_numpy(after_one), torch.from_numpy(p_after_one)
         self.contexts = np.concatenate([part.contexts for part in parts])  # (C,), in order
-        self.left = np.concatenate([part.left for part in parts])  # (C,), for the shorter context
-        lengths = np.concatenate([part.lengths for part in parts])
-        self.starts = np.concatenate([[0], lengths.cumsum()])  # (C + 1,)
-        self.after_two = np.concatenate([part.followers for part in parts])  # (E,)
-        self.p_after_two = np.concatenate([part.p for part in parts])
+        # Two contexts more at the end, without followers of their own: HIDDEN and UNKNOWN, as negative indices.
+        left = np.concatenate([*(part.left for part in parts), np.array([0.0, 1.0], np.float32)])
+        lengths = np.concatenate([*(part.lengths for part in parts), [0, 0]])
+        self.left, self.lengths = torch.from_numpy(left), torch.from_numpy(lengths)
+        self.starts = torch.from_numpy(lengths.cumsum() - lengths)  # (C + 2,)
+        # As many entries more as are read beyond the last context's own.
+        beyond = np.zeros(AFTER_TWO, np.int32)
+        self.after_two = torch.from_numpy(np.concatenate([*(part.followers for part in parts), beyond]))
+        self.p_after_two = torch.from_numpy(
+            np.concatenate([*(part.p for part in parts), beyond.astype(np.float32)])
+        )
 
-    def soft_targets(self, tokens: Array) -> tuple[Array, Array]:
-        """For inputs (B, T): ids (B, T, L) int64 of likely next tokens, and the probability of each, float32.
+    def to(self, device: torch.device) -> "Ngrams":
+        """The same object, which says what is likely on a device."""
+        for name, value in vars(self).items():
+            if isinstance(value, Tensor):
+                setattr(self, name, value.to(device))
+        return self
+
+    def contexts_of(self, tokens: Array) -> Array:
+        """(B, T) int64, which context the last two tokens are at each place of rows (B, T); UNKNOWN if none."""
+        found = np.full(tokens.shape, UNKNOWN, np.int64)
+        pairs = tokens[:, :-1].astype(np.int64) * self.vocab_size + tokens[:, 1:]  # (B, T - 1)
+        nth = np.minimum(np.searchsorted(self.contexts, pairs), len(self.contexts) - 1)
+        found[:, 1:] = np.where(self.contexts[nth] == pairs, nth, UNKNOWN)
+        return found
+
+    def likely(self, tokens: Tensor, contexts: Tensor) -> tuple[Tensor, Tensor]:
+        """After tokens (N,) and their contexts (N,): ids (N, L) int64 of likely next tokens, and their probabilities.
 
         Those of a place add up to less than 1: what is missing belongs to tokens that are not named. A token may be
-        named twice, after two and after one; its probability is the sum.
+        named twice, after two and after one; its probability is the sum. All are 0 in the context HIDDEN.
         """
-        B, T = tokens.shape
-        n_two, n_one = AFTER_TWO, self.after_one.shape[1]
-        ids, parts = np.zeros((B, T, n_two + n_one), np.int64), np.zeros((B, T, n_two + n_one), np.float32)
-        context = tokens[:, :-1].astype(np.int64) * self.vocab_size + tokens[:, 1:]  # (B, T - 1)
-        nth = np.minimum(np.searchsorted(self.contexts, context), len(self.contexts) - 1)
-        known = self.contexts[nth] == context
-        left = np.ones((B, T), np.float32)
-        left[:, 1:] = np.where(known, self.left[nth], 1.0)
-        place = self.starts[nth][:, :, None] + np.arange(n_two)  # (B, T - 1, AFTER_TWO)
-        there = known[:, :, None] & (place < self.starts[nth + 1][:, :, None])
-        place = np.where(there, place, 0)
-        ids[:, 1:, :n_two] = np.where(there, self.after_two[place], 0)
-        parts[:, 1:, :n_two] = np.where(there, self.p_after_two[place], 0.0)
-        ids[:, :, n_two:] = self.after_one[tokens]
-        parts[:, :, n_two:] = self.p_after_one[tokens] * left[:, :, None]
-        return ids, parts
+        nth = torch.arange(AFTER_TWO, device=tokens.device)
+        place = self.starts[contexts][:, None] + nth  # (N, AFTER_TWO)
+        p_after_two = self.p_after_two[place].masked_fill_(nth >= self.lengths[contexts][:, None], 0.0)
+        ids = torch.cat((self.after_two[place], self.after_one[tokens]), dim=1).long()
+        p_after_one = self.p_after_one[tokens].mul_(self.left[contexts][:, None])
+        return ids, torch.cat((p_after_two, p_after_one), dim=1)
 
 
 class _AfterTwo(NamedTuple):

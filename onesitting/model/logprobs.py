@@ -4,7 +4,7 @@ Shapes: N tokens, C tokens of one chunk, d model width, V vocabulary. Targets eq
 """
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import torch
 import torch.nn.functional as F
@@ -28,36 +28,51 @@ DEVICE_CHUNK_LOGITS = 2**26
 LARGEST_FLOAT16 = 65_504.0
 
 
-class SoftTargets(NamedTuple):
-    """Likely tokens that take a part of a target; the rest is that of the token that came."""
+class Adviser(Protocol):
+    """Knows which tokens are likely (data/ngrams.py)."""
 
-    ids: Tensor
-    """(..., L) int64."""
-    probabilities: Tensor
-    """(..., L) float32, what an adviser gives each; 0 where there is no target, and where fewer than L are likely."""
+    def likely(self, tokens: Tensor, contexts: Tensor) -> tuple[Tensor, Tensor]:
+        """After inputs (C,) in contexts (C,): (C, L) int64 likely tokens and (C, L) float32 their probabilities, which
+        are 0 where there is no target or fewer than L are likely."""
+        ...
+
+
+class SoftTargets(NamedTuple):
+    """Likely tokens that take a part of a target; the rest is that of the token that came.
+
+    They are looked up for a chunk of tokens at a time, while its logits are in the cache: for a whole batch they are
+    several times the memory of its activations.
+    """
+
+    adviser: Adviser
+    tokens: Tensor
+    """(...) int64 inputs."""
+    contexts: Tensor
+    """(...) int64, the adviser's numbers of their contexts."""
     weight: float
     """The largest part that advice takes, in [0, 1]."""
 
     def flat(self) -> "SoftTargets":
-        """(B, T, L) as (B·T, L)."""
-        return SoftTargets(self.ids.flatten(0, -2), self.probabilities.flatten(0, -2), self.weight)
+        """(B, T) as (B·T,)."""
+        return self._replace(tokens=self.tokens.flatten(), contexts=self.contexts.flatten())
 
     def at(self, rows: slice | Tensor) -> "SoftTargets":
         """Those of some of the tokens."""
-        return SoftTargets(self.ids[rows], self.probabilities[rows], self.weight)
+        return self._replace(tokens=self.tokens[rows], contexts=self.contexts[rows])
 
     def soften(self, d_logits: Tensor, targets: Tensor) -> Tensor:
-        """Gradient by the logits (C, V) for hard targets (C, 1), in place made the one for these, (C, L) here.
+        """Gradient by the logits (C, V) for hard targets (C, 1), in place made the one for these, (C,) here.
 
         Advice a is followed as far as it knew the token that came better than the model m did, which knows more of
         the context: by a² / (a² + m²). So it fades where a model has outgrown it, token by token.
         """
+        ids, probabilities = self.adviser.likely(self.tokens, self.contexts)  # (C, L)
         known = d_logits.gather(1, targets).float() + 1.0  # (C, 1): the gradient there is m - 1
-        told = torch.where(self.ids == targets, self.probabilities, 0.0).sum(1, keepdim=True)
+        told = torch.where(ids == targets, probabilities, 0.0).sum(1, keepdim=True)
         trust = told.square() / (told.square() + known.square()).clamp_min(1e-12)
-        parts = (self.probabilities * (self.weight * trust)).to(d_logits.dtype)
-        d_logits.scatter_add_(1, targets, parts.sum(1, keepdim=True))
-        return d_logits.scatter_add_(1, self.ids, -parts)
+        parts = probabilities.mul_(trust.mul_(-self.weight)).to(d_logits.dtype)
+        d_logits.scatter_add_(1, targets, -parts.sum(1, keepdim=True))
+        return d_logits.scatter_add_(1, ids, parts)
 
 
 def cross_entropy_sum(
@@ -71,7 +86,7 @@ def cross_entropy_sum(
 
     hidden: (N, d) in any dtype, which is also the dtype of the matrix products; weight: (V, d); targets: (N,).
     chunk: a compiled `masked_chunk`, for devices other than a CPU.
-    soft: (N, L) likely tokens; the gradient is then that of the cross-entropy with softened targets, the value stays
+    soft: (N,) likely tokens; the gradient is then that of the cross-entropy with softened targets, the value stays
         that of the tokens which came, so that losses compare.
     Exponentials and sums are float32. Without a single target the result is exactly 0, its gradients too.
     The gradient is computed chunk by chunk on the way forward, while a chunk's logits are at hand.

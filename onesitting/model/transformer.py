@@ -253,7 +253,7 @@ class Transformer(nn.Module):
         """Logits (B, T, V) float32 for tokens (B, T), or with targets the sum of their losses, a float32 scalar.
 
         targets: (B, T) ids of the tokens to predict, -100 where nothing is trained; the sum is in nats.
-        soft: (B, T, L) likely tokens that take a part of each target in the gradient.
+        soft: (B, T) likely tokens that take a part of each target in the gradient.
         The other arguments are those of `hidden`.
         """
         real = None

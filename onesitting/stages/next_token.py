@@ -13,20 +13,22 @@ from torch import Tensor
 from onesitting.data.examples import Batch
 from onesitting.inference.generate import generate
 from onesitting.inference.sampling import Sampling
-from onesitting.model.logprobs import SoftTargets
+from onesitting.model.logprobs import Adviser, SoftTargets
 from onesitting.model.transformer import Transformer
 
 T = TypeVar("T")
 
 
-def next_token_loss(model: Transformer, batch: Batch, soft_part: float = 0.0) -> Tensor:
+def next_token_loss(
+    model: Transformer, batch: Batch, adviser: Adviser | None = None, soft_part: float = 0.0
+) -> Tensor:
     """Sum over the batch's targets of the cross-entropy in nats, a float32 scalar; -100 is not trained.
 
-    soft_part: the largest part of a target that goes to the batch's likely tokens, in [0, 1].
+    soft_part: the largest part of a target that goes to the tokens that the adviser knows as likely, in [0, 1].
     """
     soft = None
-    if batch.soft is not None and soft_part > 0:
-        soft = SoftTargets(*batch.soft, soft_part)
+    if adviser is not None and batch.contexts is not None and soft_part > 0:
+        soft = SoftTargets(adviser, batch.tokens, batch.contexts, soft_part)
     return model(
         batch.tokens, targets=batch.targets, soft=soft, doc_ids=batch.doc_ids, positions=batch.positions
     )

@@ -14,7 +14,7 @@ from torch import Tensor
 from onesitting.budgets import parse_budget
 from onesitting.config import RunConfig
 from onesitting.data.examples import IGNORED, Batch, chat_rows, concatenate, pretrain_batch
-from onesitting.data.ngrams import N_TRIPLES, Ngrams, Sources
+from onesitting.data.ngrams import HIDDEN, N_TRIPLES, Ngrams, Sources
 from onesitting.data.tokens import ChatFile, ChatFolder, Material, TokenFile, TokenFolder, rows
 from onesitting.evaluation.bits_per_byte import bits_per_byte
 from onesitting.model.transformer import Transformer
@@ -94,7 +94,7 @@ class PretrainStage:
         self.n_rows = max(1, settings.step_tokens // self.row_length)
         self.general = general or Material()
         self.replayed = cfg.replay.fraction if self.general.text else 0.0
-        self.ranks, self.ngrams = ranks, ngrams
+        self.ranks, self.ngrams = ranks, None if ngrams is None else ngrams.to(plan.torch_device)
         self.ngram_part = ngram_part(cfg, plan)
         self.isolate = plan.isolates_documents if settings.isolate == "auto" else settings.isolate == "on"
 
@@ -109,15 +109,14 @@ class PretrainStage:
             batch = batch.reshape_rows(row_length)
         size = self.plan.micro_batch_rows(row_length, self.cfg.pretrain.micro_batch_rows, batch.n_rows)
         parts = batch.split(size)
-        return [self.softened(part) for part in parts]
+        return [self.with_contexts(part) for part in parts]
 
-    def softened(self, batch: Batch) -> Batch:
-        """The batch with likely tokens in its targets, where n-grams were counted."""
+    def with_contexts(self, batch: Batch) -> Batch:
+        """The batch with the counted contexts of its inputs, where n-grams were counted."""
         if self.ngrams is None:
             return batch
-        ids, parts = self.ngrams.soft_targets(batch.tokens.numpy())
-        trained = (batch.targets != IGNORED)[:, :, None]
-        return replace(batch, soft=(torch.from_numpy(ids), torch.from_numpy(parts).mul_(trained)))
+        contexts = torch.from_numpy(self.ngrams.contexts_of(batch.tokens.numpy()))
+        return replace(batch, contexts=contexts.masked_fill_(batch.targets == IGNORED, HIDDEN))
 
     def step_rows(self, step: int) -> list[tuple[TokenFile | ChatFile, int, int]]:
         """(file, first row, number of rows) of everything that step `step` reads, over all processes."""
@@ -161,7 +160,7 @@ class PretrainStage:
         What n-grams say takes part of the targets as long as the learning rate is high, and leaves with it: the last
         steps learn from the tokens that came, which alone say how sure to be.
         """
-        return next_token_loss(model, batch, self.ngram_part * self.rate), {}
+        return next_token_loss(model, batch, self.ngrams, self.ngram_part * self.rate), {}
 
     def evaluate(self, model: Transformer) -> dict[str, float]:
         """Bits per byte on the first tokens of the validation split, whose documents are hidden as those trained on."""

@@ -4,9 +4,10 @@ from collections import Counter
 
 import numpy as np
 import pytest
+import torch
 
 from onesitting.data import ngrams as module
-from onesitting.data.ngrams import DISCOUNT, Ngrams, count_bigrams, sample
+from onesitting.data.ngrams import DISCOUNT, HIDDEN, Ngrams, count_bigrams, sample
 
 
 def text(n: int, vocab_size: int, seed: int = 0) -> np.ndarray:
@@ -69,11 +70,24 @@ def kneser_ney(tokens: list[int], V: int, a: int | None, b: int) -> dict[int, fl
     return parts
 
 
+def likely(ngrams: Ngrams, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Ids and probabilities (B, T, L) after the inputs of rows (B, T)."""
+    inputs, contexts = torch.from_numpy(rows.astype(np.int64)), torch.from_numpy(ngrams.contexts_of(rows))
+    ids, parts = ngrams.likely(inputs.flatten(), contexts.flatten())
+    return ids.view(*rows.shape, -1).numpy(), parts.view(*rows.shape, -1).numpy()
+
+
+def test_nothing_is_said_where_there_is_no_target():
+    ngrams, hidden = Ngrams([(text(800, 25), 1.0)], 25), torch.full((5,), HIDDEN)
+    assert not ngrams.likely(torch.arange(5), hidden)[1].any()
+    assert ngrams.likely(torch.arange(5), hidden + 1)[1].any(), "a context that is unknown has a shorter one"
+
+
 def test_likely_tokens_are_those_of_interpolated_kneser_ney():
     V, tokens = 25, text(800, 25)
     ngrams = Ngrams([(tokens, 1.0)], V)
     rows = np.concatenate([text(40, V, seed=0), text(40, V, seed=9)]).reshape(4, 20).astype(np.int64)
-    ids, parts = ngrams.soft_targets(rows)
+    ids, parts = likely(ngrams, rows)
     assert ids.shape == parts.shape
     assert ids.shape[:2] == (4, 20)
     n_known = 0
@@ -97,7 +111,7 @@ def test_at_most_the_likeliest_followers_of_a_context_are_named(monkeypatch: pyt
     V = 200
     tokens = np.tile(np.stack([np.full(V, 1), np.full(V, 2), np.arange(V)], axis=1).ravel(), 5)
     tokens = np.concatenate([tokens, np.tile([1, 2, 77], 50)]).astype(np.uint16)
-    ids, parts = Ngrams([(tokens, 1.0)], V).soft_targets(np.array([[1, 2]]))
+    ids, parts = likely(Ngrams([(tokens, 1.0)], V), np.array([[1, 2]]))
     own, shorter = ids[0, 1, :30], ids[0, 1, 30:]
     assert 77 in own
     assert len(set(own.tolist())) == 30
@@ -110,5 +124,5 @@ def test_sources_with_nothing_to_give_are_left_out():
     tokens = text(300, 25)
     both = Ngrams([(tokens, 1.0), (np.zeros(0, dtype=np.uint16), 0.0)], 25)
     alone = Ngrams([(tokens, 1.0)], 25)
-    for x, y in zip(both.soft_targets(tokens[None, :50]), alone.soft_targets(tokens[None, :50]), strict=True):
+    for x, y in zip(likely(both, tokens[None, :50]), likely(alone, tokens[None, :50]), strict=True):
         assert np.array_equal(x, y)

@@ -1,5 +1,7 @@
 """Losses against a float64 reference, in every dtype, chunked and whole, masked and empty."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -156,7 +158,9 @@ def test_the_gradient_of_soft_targets_is_that_of_the_mixed_cross_entropy(
     ids = torch.randint(V, (N, L), generator=generator)  # some twice, some the target itself
     ids[:, 0] = torch.where(torch.rand(N, generator=generator) < 0.5, targets.clamp_min(0), ids[:, 0])
     advice = torch.rand(N, L, generator=generator) * 0.2 * keep[:, None]
-    loss = logprobs.cross_entropy_sum(hidden, weight, targets, soft=logprobs.SoftTargets(ids, advice, 0.7))
+    known = SimpleNamespace(likely=lambda tokens, contexts: (ids[contexts], advice[contexts]))
+    soft = logprobs.SoftTargets(known, torch.zeros(N), torch.arange(N), 0.7)
+    loss = logprobs.cross_entropy_sum(hidden, weight, targets, soft=soft)
     found = torch.autograd.grad(loss, (hidden, weight))
     logp = (hidden @ weight.T).log_softmax(1)
     hard = -logp[keep].gather(1, targets[keep, None]).sum()
