@@ -14,7 +14,7 @@ from onesitting.bench.tables import aligned
 from onesitting.checkpoint import find_model_folder, load_model
 from onesitting.config import DeviceConfig
 from onesitting.errors import UserError
-from onesitting.inference.generate import generate
+from onesitting.inference.generate import for_decoding, generate
 from onesitting.inference.sampling import Sampling
 from onesitting.model.flops import count_parameters
 from onesitting.model.hf import hf_format
@@ -35,7 +35,7 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 @dataclass(frozen=True, kw_only=True)
 class DecodeSpeed:
-    """One number of streams; rates are new tokens a second over all streams, prompts and start included."""
+    """One number of streams; rates are new tokens a second over all streams, prompts included."""
 
     streams: int
     new_tokens: int
@@ -77,9 +77,10 @@ def bench_generate(
     model = load_model(folder, plan.torch_device).to(DTYPES[dtype]).eval()
     hf_format(model.cfg)
     tokenizer = Tokenizer.load(folder)
+    laid_out = for_decoding(model, None)  # once, as chat and server do, and as theirs is loaded
     theirs = _load_theirs(folder, plan, DTYPES[dtype])
     found = [
-        _measure(model, tokenizer, theirs, _prompts(tokenizer, n), tokens, repeats, plan) for n in streams
+        _measure(laid_out, tokenizer, theirs, _prompts(tokenizer, n), tokens, repeats, plan) for n in streams
     ]
     print(f"{plan.describe()}, weights in {dtype} · {folder} · {count_parameters(model.cfg):,} parameters")
     print(_table(found))
