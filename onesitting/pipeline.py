@@ -299,15 +299,15 @@ class Run:
         """Begin a new model from counted pairs of tokens, on rank 0; not one that goes on from a checkpoint."""
         settings, data = self.cfg.pretrain, self.data
         going_on = latest_checkpoint(self.folder.stage("pretrain").checkpoints)[0] is not None
-        if not settings.bigram_steps or model.lm_head is None or data is None or going_on:
+        n_steps = round(counting(self.cfg) * settings.bigram_steps)
+        if not n_steps or model.lm_head is None or data is None or going_on:
             return
         with self.clock.phase("n-grams"):
             if self.ranks.rank == 0:
                 self.plan.apply()
-                part, sources = counting(self.cfg), text_sources(self.cfg, data, self.chat)
-                bigrams = count_bigrams(sources, model.cfg.vocab_size, round(part * N_PAIRS))
+                sources = text_sources(self.cfg, data, self.chat)
+                bigrams = count_bigrams(sources, model.cfg.vocab_size, round(counting(self.cfg) * N_PAIRS))
                 self.say(f"pretrain · first weights from {bigrams.counts.sum():,} counted pairs of tokens")
-                n_steps = round(part * settings.bigram_steps)
                 fit_bigrams(model, bigrams, n_steps=n_steps, seed=self.cfg.seed, plan=self.plan)
             self.ranks.barrier()
 

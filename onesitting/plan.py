@@ -35,7 +35,7 @@ from onesitting.plan_text import show_plan
 from onesitting.rewards import check_rl
 from onesitting.runlog import RunFolder
 from onesitting.stages import bigrams
-from onesitting.stages.pretrain import ngram_part
+from onesitting.stages.pretrain import counting, ngram_part
 from onesitting.start import with_start_model
 from onesitting.train.device import DevicePlan, plan_device
 from onesitting.train.hardware import detect
@@ -133,8 +133,9 @@ def make_plan(cfg: RunConfig, *, measure: bool = False) -> Plan:
     else:
         speed = predict_speed(run.path.parent, device, limit, flops, count_parameters(model))
     if "pretrain" in cfg.stages and not cfg.start_from:
-        fit_s = bigrams.expected_seconds(model, cfg.pretrain.bigram_steps, limit)
-        n_tokens = min(N_TRIPLES, (text_bytes(cfg, "pretrain") or math.inf) / BYTES_PER_TOKEN)
+        part = counting(cfg)
+        fit_s = bigrams.expected_seconds(model, round(part * cfg.pretrain.bigram_steps), limit)
+        n_tokens = min(part * N_TRIPLES, (text_bytes(cfg, "pretrain") or math.inf) / BYTES_PER_TOKEN)
         count_s = n_tokens / COUNTED_PER_S if ngram_part(cfg, device) else 0.0
         phases += [("n-grams", fit_s + count_s)] if fit_s + count_s else []
     stages = _stages(cfg, model, device, speed.tokens_per_s, sum(seconds for _, seconds in phases))

@@ -163,13 +163,15 @@ def test_a_new_model_with_an_output_matrix_of_its_own_begins_from_counted_pairs(
         ("one", (), 1),
         ("two", (), 2),
         ("half", ("--pretrain.counting", "0.5"), 1),
+        ("nothing", ("--pretrain.counting", "0"), 1),
     ):
         done = command(*argv, *more, "--name", name, cwd=tmp_path, processes=processes)
         assert done.returncode == 0, done.stdout + done.stderr
-        assert ("counted pairs" in done.stdout) == (name != "none")
+        assert ("counted pairs" in done.stdout) == (name not in ("none", "nothing"))
         first = read_jsonl(tmp_path / "runs" / name / "pretrain/metrics.jsonl")[0]
         losses[name], norms[name] = first["loss"], first["grad_norm"]
     assert losses["none"] == pytest.approx(6.24, abs=0.05)  # ln 512
+    assert losses["nothing"] == losses["none"]
     assert losses["one"] < 4.7
     assert losses["one"] + 0.01 < losses["half"] < 5.5, "half of the steps that fit it"
     assert losses["two"] == pytest.approx(losses["one"], rel=1e-5)

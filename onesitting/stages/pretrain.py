@@ -62,7 +62,7 @@ def count_ngrams(
     cfg: RunConfig, data: TokenFolder, chat: ChatFolder | None, tokenizer: Tokenizer, plan: DevicePlan
 ) -> Ngrams | None:
     """Counts for softer targets, where the settings or the device ask for them."""
-    if ngram_part(cfg, plan) == 0:
+    if ngram_part(cfg, plan) == 0 or counting(cfg) == 0:
         return None
     n_tokens, workers = round(counting(cfg) * N_TRIPLES), min(MOST_COUNTERS, plan.threads)
     return Ngrams(text_sources(cfg, data, chat), tokenizer.vocab_size, n_tokens, workers)
