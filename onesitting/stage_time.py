@@ -4,6 +4,7 @@ The shares are those of all stages that are still to come, whether one command t
 `onesitting pretrain`, `onesitting sft` and `onesitting evaluate` take the time that `onesitting run` would.
 """
 
+import math
 from collections.abc import Callable
 
 from onesitting import budgets
@@ -15,6 +16,8 @@ from onesitting.run_settings import has_suite, n_passes, own_budget
 
 REHEARSING = ("pretrain", "sft")
 """Stages whose models, before they are trained, write as those that will be asked."""
+MOST_OF_SUITE = 0.15
+"""Of the budget, kept for a pass of the suite: a run of half a minute must train, too, and asks once alone."""
 LEAST_SHARE = 0.05
 """Of the budget, for a later stage that others left too little for."""
 
@@ -77,4 +80,4 @@ def suite_seconds(cfg: RunConfig, name: str, clock: Clock, rehearse: Callable[[]
     if name not in REHEARSING or cfg.device.shard == "fsdp":  # a sharded model speaks with all its processes
         return budgets.suite_seconds(clock.budget_s)
     with clock.phase("rehearsal"):
-        return rehearse()
+        return min(rehearse(), MOST_OF_SUITE * (clock.budget_s or math.inf))

@@ -87,3 +87,9 @@ def test_without_a_suite_or_with_a_sharded_model_nothing_is_rehearsed(tmp_path: 
     asked("pretrain", RunConfig(**{**with_suite, "device": DeviceConfig(shard="fsdp")}))
     asked("sft", RunConfig(**{**with_suite, "sft": SFTConfig(budget="tokens=1M")}))
     assert asked.n_rehearsals == 0
+
+
+def test_a_suite_never_takes_all_of_a_short_budget(tmp_path: Path) -> None:
+    asked = Asked(tmp_path, 40.0)
+    cfg = RunConfig(**{**vars(CFG), "evaluation": EvaluationConfig(suite="world")})
+    assert asked("pretrain", cfg) == pytest.approx(0.7 * (40 - 10 - CLOSING_S - 2 * 6.0), abs=0.1)
