@@ -326,8 +326,7 @@ def _load(
     folder = require_folder(options.run)  # before the seconds that importing torch takes
     from onesitting.checkpoint import find_model_folder, load_model
     from onesitting.model.rope import stretched
-    from onesitting.tokenizer.bpe import Tokenizer
-    from onesitting.tokenizer.unused import with_unused_entries
+    from onesitting.tokenizer.unused import tokenizer_of_model
     from onesitting.train.device import detect, plan_device
 
     model_folder = find_model_folder(folder)
@@ -336,7 +335,7 @@ def _load(
     model = load_model(model_folder, plan.torch_device)
     if options.context_factor:
         model.cfg = stretched(model.cfg, options.context_factor)
-    tokenizer = with_unused_entries(Tokenizer.load(model_folder), model.cfg.vocab_size)
+    tokenizer = tokenizer_of_model(model_folder, model.cfg.vocab_size)
     return model, tokenizer, _sampling(options, model_folder), _run_config(model_folder)
 
 
@@ -345,12 +344,11 @@ def _load_draft(run: str, model: "Transformer", tokenizer: "Tokenizer") -> "Tran
     if not run:
         return None
     from onesitting.checkpoint import find_model_folder, load_model
-    from onesitting.tokenizer.bpe import Tokenizer
-    from onesitting.tokenizer.unused import with_unused_entries
+    from onesitting.tokenizer.unused import tokenizer_of_model
 
     folder = find_model_folder(require_folder(run))
     draft = load_model(folder, model.device)
-    own = with_unused_entries(Tokenizer.load(folder), draft.cfg.vocab_size)
+    own = tokenizer_of_model(folder, draft.cfg.vocab_size)
     same = (own.token_bytes, own.special_ids) == (tokenizer.token_bytes, tokenizer.special_ids)
     if not same or draft.cfg.vocab_size != model.cfg.vocab_size:
         raise UserError(

@@ -237,14 +237,15 @@ def ask_local(prompts: Sequence[Prompt], options: argparse.Namespace) -> Iterato
     from onesitting.checkpoint import find_model_folder, load_model
     from onesitting.inference.generate import generate
     from onesitting.inference.sampling import Sampling
-    from onesitting.tokenizer.bpe import Tokenizer
     from onesitting.tokenizer.chat import parse_assistant, render
+    from onesitting.tokenizer.unused import tokenizer_of_model
     from onesitting.train.device import detect, plan_device
 
     folder = find_model_folder(Path(options.teacher).expanduser())
     device = plan_device(DeviceConfig(device=options.device), detect())
     device.apply()
-    model, tokenizer = load_model(folder, device.torch_device), Tokenizer.load(folder)
+    model = load_model(folder, device.torch_device)
+    tokenizer = tokenizer_of_model(folder, model.cfg.vocab_size)
     for first in range(0, len(prompts), LOCAL_BATCH):
         batch = prompts[first : first + LOCAL_BATCH]
         ids = [

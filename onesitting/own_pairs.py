@@ -112,7 +112,7 @@ def write_pairs(options: argparse.Namespace) -> Counts:
     from onesitting.model.lora import weights_hash
     from onesitting.stages.reference import model_identity
     from onesitting.stages.reward import load_reward_model
-    from onesitting.tokenizer.bpe import Tokenizer
+    from onesitting.tokenizer.unused import tokenizer_of_model
     from onesitting.train.device import detect, plan_device
 
     _check(options)
@@ -127,7 +127,8 @@ def write_pairs(options: argparse.Namespace) -> Counts:
     best = Lines.open(options.best, made_by) if options.best else None
     files = [file for file in (pairs, best) if file is not None]
     first = max(options.first, min(file.next for file in files))
-    model, tokenizer = load_model(folder, device.torch_device), Tokenizer.load(folder)
+    model = load_model(folder, device.torch_device)
+    tokenizer = tokenizer_of_model(folder, model.cfg.vocab_size)
     counts, start = Counts(written={str(file.path): 0 for file in files}), time.perf_counter()
     prompts = read_prompts(options.prompts, options.world_seed)
     for index, prompt, group in attempts(model, tokenizer, prompts, terms, options, first, counts):

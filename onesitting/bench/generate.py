@@ -21,6 +21,7 @@ from onesitting.model.hf import hf_format
 from onesitting.model.transformer import Transformer
 from onesitting.runlog import write_atomic
 from onesitting.tokenizer.bpe import Tokenizer
+from onesitting.tokenizer.unused import tokenizer_of_model
 from onesitting.train.device import DevicePlan, detect, plan_device
 
 TEXT = (
@@ -76,7 +77,7 @@ def bench_generate(
     plan.apply()
     model = load_model(folder, plan.torch_device).to(DTYPES[dtype]).eval()
     hf_format(model.cfg)
-    tokenizer = Tokenizer.load(folder)
+    tokenizer = tokenizer_of_model(folder, model.cfg.vocab_size)
     laid_out = for_decoding(model, None)  # once, as chat and server do, and as theirs is loaded
     theirs = _load_theirs(folder, plan, DTYPES[dtype])
     found = [

@@ -30,7 +30,7 @@ from onesitting.model.transformer import Transformer
 from onesitting.recipe import write_config
 from onesitting.runlog import CONFIG_FILE, RunFolder, write_atomic
 from onesitting.tokenizer.bpe import Tokenizer
-from onesitting.tokenizer.unused import with_unused_entries
+from onesitting.tokenizer.unused import tokenizer_of_model
 
 LONGEST_ROW = 2048
 """Rows of a fine-tuning that follows are no longer than this, whatever the model could read."""
@@ -49,8 +49,7 @@ def import_folder(options: Namespace) -> Path:
     folder = Path(options.folder).expanduser()
     cfg = read_config(folder)
     check_headers(folder, cfg)
-    tokenizer = Tokenizer.load(folder)
-    tokenizer = with_unused_entries(tokenizer, cfg.vocab_size)
+    tokenizer = tokenizer_of_model(folder, cfg.vocab_size)
     chats, chat_line = chat_findings(folder, tokenizer)
     stage: StageName = "sft" if chats else "pretrain"
     settings = run_config(options.name, options.out, stage, cfg, tokenizer)

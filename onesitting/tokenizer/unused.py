@@ -1,9 +1,18 @@
 """Entries for the rows of an embedding that a tokenizer has no name for."""
 
 import json
+from pathlib import Path
 
 from onesitting.errors import UserError
 from onesitting.tokenizer.bpe import Tokenizer
+
+
+def tokenizer_of_model(folder: Path, n_rows: int) -> Tokenizer:
+    """The tokenizer of a model's folder, with a name for all n_rows ids that the model can write.
+
+    Raises UserError where there is none in the folder, or one with more entries than rows.
+    """
+    return with_unused_entries(Tokenizer.load(folder), n_rows)
 
 
 def with_unused_entries(tokenizer: Tokenizer, n_rows: int) -> Tokenizer:

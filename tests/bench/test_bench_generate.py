@@ -10,7 +10,7 @@ from onesitting.checkpoint import save_model
 from onesitting.config import ModelConfig
 from onesitting.errors import UserError
 from onesitting.model.transformer import Transformer
-from onesitting.tokenizer.bpe import train_tokenizer
+from onesitting.tokenizer.bpe import Tokenizer, train_tokenizer
 
 
 @pytest.fixture(scope="module")
@@ -45,6 +45,22 @@ def test_ours_and_transformers_write_the_same_greedy_text(model_folder, tmp_path
     assert "5 of 5" in capsys.readouterr().out
 
 
+def test_ids_that_the_tokenizer_has_no_entry_for_are_written_as_well(model_folder, tmp_path):
+    pytest.importorskip("transformers")
+    tokenizer = Tokenizer.load(model_folder)
+    n_rows = tokenizer.vocab_size + 40  # as Qwen3's embedding, which is longer than its list of entries
+    shape = ModelConfig(
+        n_layers=1, d_model=32, n_heads=2, n_kv_heads=1, head_dim=16, d_ff=64, vocab_size=n_rows, context_length=160,
+        tie_embeddings=False,
+    )  # fmt: skip
+    model = Transformer(shape, seed=1)
+    with torch.no_grad():  # no entry is ever the likeliest
+        model.output_weight.normal_(generator=torch.Generator().manual_seed(0))[: tokenizer.vocab_size] = 0.0
+    save_model(tmp_path, model, tokenizer)
+    found = bench.bench_generate(str(tmp_path), streams=(2,), tokens=8, repeats=1, device="cpu", threads=1)
+    assert found["speeds"][0]["same"] == 2
+
+
 def test_a_difference_is_found_at_its_place():
     assert bench._first_difference([1, 2, 3], [1, 2, 3]) is None
     assert bench._first_difference([1, 2, 3], [1, 9, 3]) == 1
@@ -52,8 +68,6 @@ def test_a_difference_is_found_at_its_place():
 
 
 def test_prompts_have_unequal_lengths_and_begin_as_documents_do(model_folder):
-    from onesitting.tokenizer.bpe import Tokenizer
-
     tokenizer = Tokenizer.load(model_folder)
     prompts = bench._prompts(tokenizer, 9)
     assert len({len(prompt) for prompt in prompts}) == 9
