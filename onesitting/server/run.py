@@ -21,6 +21,7 @@ from onesitting.server.metrics import Metrics
 from onesitting.server.models import LoadSettings, ServedModel, load_served, model_names
 from onesitting.server.service import Service, new_key, read_keys
 from onesitting.train.device import detect, plan_device
+from onesitting.train.hardware import leave_tiles_out
 from onesitting.train.teams import in_passing_thread
 
 log = logging.getLogger("onesitting.server")
@@ -131,6 +132,7 @@ def _load(options: argparse.Namespace) -> dict[str, ServedModel]:
     named = model_names(options.runs)
     for _, path in named:
         require_folder(str(path))
+    leave_tiles_out()
     plan = plan_device(DeviceConfig(device=options.device), detect())
     plan.apply()
     if options.dtype not in ("auto", *DTYPES):

@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 import torch.nn.functional as F
-from test_kv_cache import BASE, GPT2, LENGTHS, alone, random_model, sequences
+from test_kv_cache import BASE, GPT2, LENGTHS, alone, random_model, sequences, skip_with_tiles
 from torch import Tensor
 
 from onesitting.config import LoraConfig, ModelConfig
@@ -49,6 +49,7 @@ def test_packed_model_has_the_states_and_logits_of_the_model(
 @needs_packing
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_rows_of_a_packed_product_do_not_depend_on_how_many_there_are(dtype: torch.dtype) -> None:
+    skip_with_tiles(dtype)
     generator = torch.Generator().manual_seed(0)
     for n_in, n_out in [(48, 64), (128, 384), (384, 128), (1408, 512), (128, 2048), (768, 768)]:
         x = torch.randn(256, n_in, generator=generator).to(dtype)
