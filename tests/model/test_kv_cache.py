@@ -24,12 +24,13 @@ BASE = ModelConfig(
 GPT2 = replace(BASE, norm="layer", positions="learned", mlp="gelu", bias=True, qk_norm=False, n_kv_heads=6)
 LENGTHS = [3, CHUNK, 1, CHUNK + 9, 2 * CHUNK + 1]
 N_DECODED = 6
+HAS_TILES = "amx_bf16" in detect().cpu_flags and os.environ.get("ONEDNN_MAX_CPU_ISA") != TILELESS_ISA
+"""As oneDNN found it at its first product: what a test sets later changes nothing."""
 
 
 def skip_with_tiles(dtype: torch.dtype) -> None:
     """Skip where oneDNN has AMX, whose bfloat16 sums depend on the number of rows: a server leaves it out."""
-    has_tiles = "amx_bf16" in detect().cpu_flags and os.environ.get("ONEDNN_MAX_CPU_ISA") != TILELESS_ISA
-    if has_tiles and dtype is torch.bfloat16:
+    if HAS_TILES and dtype is torch.bfloat16:
         pytest.skip("AMX: see test_without_tiles_rows_do_not_depend_on_how_many_there_are")
 
 
