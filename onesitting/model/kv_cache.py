@@ -15,7 +15,7 @@ company:
   Several of one slot (speculative decoding) are not queries of one product, which rounds otherwise.
 - Matrix products have a multiple of `model.row_multiple` rows. Measured (tests/model/test_kv_cache.py repeats it): in
   float32 MKL has other kernels for 1 to 3 rows a thread; from 4 on, and in bf16 always, rows do not depend on their
-  number, but for AMX (train/hardware.py leaves it out of a server). oneDNN's packed products (packed.py) need fewer.
+  number, but for AMX (train/device.py leaves it out of a server). oneDNN's packed products (packed.py) need fewer.
 Source of the idea: He et al. 2025, "Defeating nondeterminism in LLM inference", Thinking Machines Lab.
 
 Shapes: N tokens of a pass, B slots, R pieces, C = CHUNK, S slots' positions in use, H query heads, K key/value heads,

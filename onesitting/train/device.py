@@ -5,6 +5,7 @@ so that tests can play machines that are not there; each choice comes with its r
 """
 
 import ctypes
+import os
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
@@ -31,6 +32,8 @@ TF32_REASON = "; products round their factors to TensorFloat-32, several times f
 """8 bits of range and 10 of fraction, summed in float32: finer than bfloat16, which trains well here."""
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
 """Parameters of mallopt(3), from glibc's malloc.h."""
+TILELESS_ISA = "AVX512_CORE_BF16"
+"""oneDNN's name of the instructions below AMX."""
 
 
 class Place(Protocol):
@@ -147,6 +150,16 @@ def keep_freed_memory() -> bool:
         return False
     is_set = any(mallopt(M_MMAP_THRESHOLD, size) for size in (2**30, 2**25))  # older ones take 32 MB at most
     return is_set and bool(mallopt(M_TRIM_THRESHOLD, 2**31 - 1))
+
+
+def leave_tiles_out(hardware: Hardware) -> None:
+    """Have oneDNN do without matrix tiles (AMX) in this process; to be called before its first product.
+
+    With them, how it cuts a bfloat16 sum of 512 and more terms depends on the number of rows, so a text's bits would
+    depend on its company (docs/engine.md). ONEDNN_MAX_CPU_ISA, where it is set, is left as it is.
+    """
+    if "amx_bf16" in hardware.cpu_flags:
+        os.environ.setdefault("ONEDNN_MAX_CPU_ISA", TILELESS_ISA)
 
 
 def even_rows(n_rows: int, most: int) -> int:

@@ -12,9 +12,6 @@ from typing import Any
 
 import torch
 
-TILELESS_ISA = "AVX512_CORE_BF16"
-"""oneDNN's name of the instructions below AMX."""
-
 
 @dataclass(frozen=True, kw_only=True)
 class Hardware:
@@ -147,16 +144,6 @@ def _cpu_flags() -> frozenset[str]:
         if line.startswith(("flags", "Features")):  # x86, ARM
             return frozenset(line.split(":", 1)[1].split()) & {"avx512_bf16", "amx_bf16", "bf16"}
     return frozenset()
-
-
-def leave_tiles_out() -> None:
-    """Have oneDNN do without matrix tiles (AMX) in this process; to be called before its first product.
-
-    With them, how it cuts a bfloat16 sum of 512 and more terms depends on the number of rows, so a text's bits would
-    depend on its company (docs/engine.md). ONEDNN_MAX_CPU_ISA, where it is set, is left as it is.
-    """
-    if "amx_bf16" in _cpu_flags():
-        os.environ.setdefault("ONEDNN_MAX_CPU_ISA", TILELESS_ISA)
 
 
 def _cores() -> int:

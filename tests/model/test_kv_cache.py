@@ -16,7 +16,7 @@ from onesitting.errors import UserError
 from onesitting.model.kv_cache import CHUNK, KVCache, Next, Piece
 from onesitting.model.packed import packed
 from onesitting.model.transformer import Transformer
-from onesitting.train.hardware import TILELESS_ISA, detect
+from onesitting.train.device import TILELESS_ISA, detect
 
 BASE = ModelConfig(
     n_layers=3, d_model=48, n_heads=6, n_kv_heads=2, head_dim=8, d_ff=64, vocab_size=61, context_length=200
@@ -162,13 +162,16 @@ def test_rows_of_a_matrix_product_do_not_depend_on_how_many_there_are(dtype: tor
 
 
 WITHOUT_TILES = """
-import onesitting.train.hardware as hardware
-hardware.leave_tiles_out()
+from onesitting.train.device import detect, leave_tiles_out
+leave_tiles_out(detect())
 import torch, torch.nn.functional as F
+from onesitting.model.packed import PackedLinear, can_pack
 for n_in, n_out in [(1408, 512), (512, 1408), (768, 768), (512, 512)]:
     x, weight = torch.randn(256, n_in).bfloat16(), torch.randn(n_out, n_in).bfloat16()
-    whole = F.linear(x, weight)
-    assert all(torch.equal(F.linear(x[:n], weight), whole[:n]) for n in range(16, 256, 16)), (n_in, n_out)
+    ways = [lambda x: F.linear(x, weight), *([PackedLinear(weight, None)] if can_pack("cpu", weight.dtype) else [])]
+    for product in ways:
+        whole = product(x)
+        assert all(torch.equal(product(x[:n]), whole[:n]) for n in range(16, 256, 16)), (n_in, n_out)
 """
 
 

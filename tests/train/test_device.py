@@ -432,3 +432,20 @@ def test_freed_memory_is_used_again_without_asking_the_system():
 def test_the_optimizer_multiplies_in_the_devices_fastest_type(monkeypatch, hardware, kind, dtype):
     monkeypatch.setattr(device_module, "detect", lambda: hardware)
     assert fast_dtype(torch.device(kind)) == dtype
+
+
+@pytest.mark.parametrize(
+    ("flags", "given", "expected"),
+    [
+        ({"avx512_bf16", "amx_bf16"}, None, "AVX512_CORE_BF16"),
+        ({"avx512_bf16", "amx_bf16"}, "DEFAULT", "DEFAULT"),
+        ({"avx512_bf16"}, None, None),
+    ],
+)
+def test_a_server_leaves_tiles_out_where_there_are_some(flags, given, expected, monkeypatch):
+    name = "ONEDNN_MAX_CPU_ISA"
+    monkeypatch.setenv(name, given or "")  # so that it is put back
+    if given is None:
+        monkeypatch.delenv(name)
+    device_module.leave_tiles_out(Hardware(cpu_flags=frozenset(flags)))
+    assert os.environ.get(name) == expected
