@@ -1,13 +1,14 @@
-"""How large a model the budget trains best on this machine: `size = "auto"`."""
+"""What follows from budget and machine together: the size of `size = "auto"`, and smaller steps for few tokens."""
 
 import os
 from pathlib import Path
+from typing import Any
 
-from onesitting.config import RunConfig
+from onesitting.config import RunConfig, stage_config
 from onesitting.dial import best_shape, parse_size, size_text
 from onesitting.errors import UserError
 from onesitting.plan import make_plan, text_bytes
-from onesitting.recipe import load_recipe
+from onesitting.recipe import flat_values, load_recipe, resolve
 from onesitting.runlog import RunFolder
 
 BYTES_PER_TOKEN = 3.5
@@ -38,3 +39,25 @@ def chosen_size(cfg: RunConfig) -> str:
     n_bytes = text_bytes(cfg, "pretrain")
     tokens = float("inf") if n_bytes is None else USEFUL_PASSES * n_bytes / BYTES_PER_TOKEN
     return size_text(best_shape(work, tokens))
+
+
+def with_fitting_steps(cfg: RunConfig) -> RunConfig:
+    """The configuration whose stages with `smaller_steps` have steps that suit their tokens; a run that was begun
+    keeps its own. With several processes, each of which would measure for itself, steps stay as they are."""
+    shrinks = [stage for stage in cfg.stages if getattr(stage_config(cfg, stage), "smaller_steps", False)]
+    if not shrinks or int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        return cfg
+    run = RunFolder(Path(cfg.out).expanduser() / cfg.name)
+    chosen: dict[str, Any] = {}
+    if run.config_path.exists():
+        there = flat_values(resolve(load_recipe(run.path.absolute())))
+        names = [f"{stage}.{name}" for stage in shrinks for name in ("step_tokens", "smaller_steps")]
+        chosen = {name: there[name] for name in names}
+    else:
+        for stage in make_plan(cfg).stages:
+            if stage.name in shrinks:
+                chosen |= {
+                    f"{stage.name}.step_tokens": stage.step_tokens,
+                    f"{stage.name}.smaller_steps": False,
+                }
+    return resolve(flat_values(cfg) | chosen)

@@ -57,7 +57,8 @@ def _train(command: str, argv: list[str]) -> None:
     request = parse_request(settings_parser(command, COMMANDS[command].summary), argv, _choose_size)
     from onesitting.pipeline import run_pipeline
 
-    run_pipeline(request.cfg, request.recipe, TRAINING_COMMANDS[command])
+    cfg = import_module("onesitting.auto_size").with_fitting_steps(request.cfg)
+    run_pipeline(cfg, request.recipe, TRAINING_COMMANDS[command])
 
 
 def _inspect(argv: list[str]) -> None:

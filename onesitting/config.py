@@ -1,7 +1,6 @@
 """Every setting of a run, typed and frozen; its docstring is its `--help`.
 
-A recipe (TOML) and the command line fill the same `RunConfig`, by the same dotted names
-(`optim.matrix_lr`). Nothing here imports torch.
+A recipe (TOML) and the command line fill the same `RunConfig` by dotted names (`optim.matrix_lr`); no torch here.
 """
 
 from dataclasses import dataclass, field
@@ -172,7 +171,9 @@ class PretrainConfig:
     end_moves: tuple[str, ...] = ()
     """With tokens: where a timed run moved its end, as steps done:new number of steps; repeats that run."""
     step_tokens: int = 8192
-    """Tokens in one optimizer step, over all processes."""
+    """Tokens in one optimizer step, over all processes; with smaller_steps, the most."""
+    smaller_steps: bool = False
+    """Take smaller steps where the budget holds few tokens, so that there are enough of them (docs/budget.md)."""
     micro_batch_rows: int = 0
     """Rows in one forward pass; 0: chosen by the device."""
     context_length: int = 0
@@ -216,7 +217,9 @@ class SFTConfig:
     max_epochs: float = 3.0
     """Passes over the conversations after which the stage ends even if time is left; 0: no limit."""
     step_tokens: int = 8192
-    """Tokens in one optimizer step, over all processes."""
+    """Tokens in one optimizer step, over all processes; with smaller_steps, the most."""
+    smaller_steps: bool = False
+    """Take smaller steps where the budget holds few tokens, so that there are enough of them (docs/budget.md)."""
     micro_batch_rows: int = 0
     """Rows in one forward pass; 0: chosen by the device."""
     context_length: int = 0

@@ -26,6 +26,10 @@ FLOOR, OF_SIZE, SIZE_POWER, OF_TOKENS, TOKENS_POWER = 1.0, 48.1, 0.35, 48.6, 0.3
 SLOW_WIDTH = 110
 """At this width a processor does half of the operations a second that it does at large widths."""
 
+STEP_OF_ROOT, STEP_OF_WIDTH = 3.0, 8
+"""Tokens in a step that suit a budget: so many times the root of its tokens; but Muon's products, which grow with the
+width, should stay a small part of a step."""
+
 _SIZE = re.compile(r"(\d+(?:\.\d+)?)([kmgbKMGB]?)")
 _MULTIPLE = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "b": 10**9}
 
@@ -107,8 +111,10 @@ class Shape:
             "model.context_length": self.context,
             "model.tie_embeddings": False,
             "pretrain.step_tokens": self.step_tokens,
+            "pretrain.smaller_steps": True,
             "pretrain.warmup_steps": round(20 * max(1.0, self.parameters / 1.2e6) ** 0.35),
             "sft.step_tokens": self.step_tokens,
+            "sft.smaller_steps": True,
         }
 
 
@@ -151,3 +157,14 @@ def best_shape(work: float, most_tokens: float = math.inf) -> Shape:
     most_tokens: more than these (several passes over the text) teach nothing.
     """
     return min(family(), key=lambda shape: expected_bits(shape, min(most_tokens, work / shape.work)))
+
+
+def fitting_step(tokens: float, width: int, row_length: int, most: int) -> int:
+    """Tokens in a step, at most `most`, that suit training on so many tokens: a power of two of rows.
+
+    A small step says less of the gradient, many of them go further; how large is best grows with the tokens there
+    are (Zhang et al. 2024, arXiv:2410.21676). docs/budget.md has what was measured.
+    """
+    wanted = max(STEP_OF_WIDTH * width, STEP_OF_ROOT * math.sqrt(tokens))
+    rows = 2 ** max(0, round(math.log2(wanted / row_length)))
+    return min(rows * row_length, most)

@@ -21,6 +21,7 @@ from onesitting.clock import CLOSING_S
 from onesitting.config import ModelConfig, RunConfig, StageConfig, stage_config, step_tokens
 from onesitting.data.ngrams import N_TRIPLES
 from onesitting.data.sources import expand
+from onesitting.dial import fitting_step
 from onesitting.errors import UserError
 from onesitting.evaluation.curves import short_number
 from onesitting.evaluation.report_text import duration
@@ -272,6 +273,8 @@ def _stages(
         if passes and max_epochs and passes > max_epochs:
             tokens, passes = round(tokens * max_epochs / passes), max_epochs
         step = step_tokens(cfg, name)
+        if getattr(settings, "smaller_steps", False):
+            step = fitting_step(tokens, model.d_model, row_length, step)
         tokens = max(1, tokens // step) * step
         stages.append(
             StagePlan(

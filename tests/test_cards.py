@@ -50,7 +50,9 @@ def test_times_are_operations_over_a_fraction_of_the_peak() -> None:
 def test_a_processors_fraction_gives_the_speed_that_was_measured() -> None:
     cores = next(one for one in read_cards() if one.name.startswith("2 cores"))
     assert cores.flops_per_s == pytest.approx(CPU_FRACTION * cores.tflops * 1e12)
-    assert expect(recipe("26m"), cores).tokens_per_s == pytest.approx(1670, rel=0.04)  # docs/performance.md
+    cfg = recipe("26m")
+    measured = replace(cfg, model=replace(cfg.model, n_layers=8, tie_embeddings=True))  # docs/performance.md
+    assert expect(measured, cores).tokens_per_s == pytest.approx(1670, rel=0.04)
 
 
 @pytest.mark.parametrize("name", RECIPES)

@@ -9,7 +9,16 @@ from hypothesis import strategies as st
 from user_command import Cli
 
 from onesitting.cli_settings import parse_request, settings_parser
-from onesitting.dial import WIDEST, Shape, best_shape, expected_bits, family, parse_size, size_text
+from onesitting.dial import (
+    WIDEST,
+    Shape,
+    best_shape,
+    expected_bits,
+    family,
+    fitting_step,
+    parse_size,
+    size_text,
+)
 from onesitting.errors import UserError
 from onesitting.model.flops import count_matrix_parameters, count_parameters, flops_per_token
 from onesitting.recipe import load_recipe, resolve, write_config
@@ -32,6 +41,24 @@ def test_sizes_and_batches_grow_with_the_width() -> None:
     assert [s.step_tokens for s in shapes] == sorted(s.step_tokens for s in shapes)
     assert parse_size("1.2M").step_tokens == 2048
     assert parse_size("100M").step_tokens == 32768
+
+
+@pytest.mark.parametrize(
+    ("tokens", "width", "row_length", "step"),
+    [
+        (0.9e6, 512, 512, 4096),  # eight times the width
+        (4e6, 512, 512, 8192),  # three times the root of the tokens, from here on
+        (24e6, 512, 512, 16384),
+        (1e10, 512, 512, 16384),  # the most
+        (0.4e6, 256, 256, 2048),
+        (10.0, 64, 1024, 1024),  # one row at least
+        (4e6, 512, 340, 16 * 340),
+    ],
+)
+def test_a_step_that_fits_grows_with_tokens_and_width_up_to_the_most(
+    tokens: float, width: int, row_length: int, step: int
+) -> None:
+    assert fitting_step(tokens, width, row_length, 16384) == step
 
 
 @given(st.integers(1, WIDEST // 64))

@@ -76,6 +76,14 @@ def test_parameters_are_those_of_the_model_with_its_vocabulary(plan: Plan) -> No
     assert plan.n_parameters == count_parameters(replace(MODEL, vocab_size=4096))
 
 
+def test_few_tokens_are_taken_in_smaller_steps_where_that_is_asked_for(cfg: RunConfig) -> None:
+    few = replace(cfg.pretrain, tokens=10 * 1024, smaller_steps=True)
+    stages = make_plan(replace(cfg, pretrain=few)).stages
+    assert [(s.step_tokens, s.tokens) for s in stages] == [(512, 10 * 1024), (1024, stages[1].tokens)]
+    many = make_plan(replace(cfg, pretrain=replace(few, tokens=10**7))).stages
+    assert many[0].step_tokens == 1024
+
+
 def test_given_tokens_are_exact(cfg: RunConfig) -> None:
     plan = make_plan(replace(cfg, pretrain=replace(cfg.pretrain, tokens=10 * 1024)))
     assert (plan.stages[0].tokens, plan.stages[0].steps) == (10 * 1024, 10)
