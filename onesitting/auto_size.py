@@ -54,7 +54,7 @@ def with_fitting_steps(cfg: RunConfig) -> RunConfig:
         names = [f"{stage}.{name}" for stage in shrinks for name in ("step_tokens", "smaller_steps")]
         chosen = {name: there[name] for name in names}
     else:
-        for stage in make_plan(cfg).stages:
+        for stage in make_plan(cfg, must_fit=False).stages:  # an estimate refuses nothing
             if stage.name in shrinks:
                 chosen |= {
                     f"{stage.name}.step_tokens": stage.step_tokens,

@@ -111,10 +111,11 @@ class Plan:
         return sum(seconds for _, seconds in self.phases)
 
 
-def make_plan(cfg: RunConfig, *, measure: bool = False) -> Plan:
+def make_plan(cfg: RunConfig, *, measure: bool = False, must_fit: bool = True) -> Plan:
     """The plan for a configuration on this machine.
 
     measure: time a few steps of the real model instead of predicting their speed from matrix products.
+    must_fit: refuse a time budget that is expected to leave nothing to train in; else a second is taken to be left.
     Raises UserError for every setting that the run itself would refuse at its start.
     """
     cfg = with_start_model(cfg)
@@ -133,13 +134,9 @@ def make_plan(cfg: RunConfig, *, measure: bool = False) -> Plan:
         speed = measure_speed(cfg, model, device)
     else:
         speed = predict_speed(run.path.parent, device, limit, flops, count_parameters(model))
-    if "pretrain" in cfg.stages and not cfg.start_from:
-        part = counting(cfg)
-        fit_s = bigrams.expected_seconds(model, round(part * cfg.pretrain.bigram_steps), limit)
-        n_tokens = min(part * N_TRIPLES, (text_bytes(cfg, "pretrain") or math.inf) / BYTES_PER_TOKEN)
-        count_s = n_tokens / COUNTED_PER_S if ngram_part(cfg, device) else 0.0
-        phases += [("n-grams", fit_s + count_s)] if fit_s + count_s else []
-    stages = _stages(cfg, model, device, speed.tokens_per_s, sum(seconds for _, seconds in phases))
+    if counting_s := _counting_seconds(cfg, model, device, limit):
+        phases.append(("n-grams", counting_s))
+    stages = _stages(cfg, model, device, speed.tokens_per_s, phases, must_fit)
     suite_s = suite_seconds(cfg)
     for stage in stages:
         phases.append((stage.name, stage.seconds))
@@ -237,6 +234,16 @@ def _phases_before(cfg: RunConfig, run: RunFolder) -> list[tuple[str, float]]:
     return phases
 
 
+def _counting_seconds(cfg: RunConfig, model: ModelConfig, device: DevicePlan, limit: float) -> float:
+    """What a new model is not taught but counted: pairs with the fit to them, and triples."""
+    if "pretrain" not in cfg.stages or cfg.start_from:
+        return 0.0
+    part = counting(cfg)
+    fit_s = bigrams.expected_seconds(model, round(part * cfg.pretrain.bigram_steps), limit)
+    n_tokens = min(part * N_TRIPLES, (text_bytes(cfg, "pretrain") or math.inf) / BYTES_PER_TOKEN)
+    return fit_s + (n_tokens / COUNTED_PER_S if ngram_part(cfg, device) else 0.0)
+
+
 def suite_seconds(cfg: RunConfig) -> float:
     """Seconds that the run keeps for one pass of the question suite."""
     suite = cfg.evaluation.suite
@@ -246,18 +253,25 @@ def suite_seconds(cfg: RunConfig) -> float:
 
 
 def _stages(
-    cfg: RunConfig, model: ModelConfig, device: DevicePlan, speed: float, before_s: float
+    cfg: RunConfig,
+    model: ModelConfig,
+    device: DevicePlan,
+    speed: float,
+    before: Sequence[tuple[str, float]],
+    must_fit: bool,
 ) -> list[StagePlan]:
     """Each stage with its tokens: those given, or what its share of the remaining time allows."""
     budget = parse_budget(cfg.budget)
     parts = {name: stage_config(cfg, name) for name in cfg.stages}
     shares = {name: part.share for name, part in parts.items()}
+    before_s = sum(seconds for _, seconds in before)
     left = (budget.seconds or 0.0) - before_s - CLOSING_S - suite_seconds(cfg) * len(cfg.stages)
-    if budget.seconds is not None and left < 1.0:
+    if budget.seconds is not None and must_fit and left < 1.0:
         raise UserError(
             f"budget = {cfg.budget!r}: about {budget.seconds - left:.0f} s go into tokenizer, data and evaluation, "
             "and nothing is left to train in; give a larger budget"
         )
+    left = max(1.0, left)
     stages: list[StagePlan] = []
     for name in cfg.stages:
         settings = parts[name]

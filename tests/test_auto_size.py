@@ -8,6 +8,8 @@ from user_command import Cli
 
 from onesitting.auto_size import with_fitting_steps
 from onesitting.config import PretrainConfig, RunConfig
+from onesitting.errors import UserError
+from onesitting.plan import make_plan
 from onesitting.recipe import load_recipe, resolve, write_config
 
 
@@ -27,6 +29,13 @@ def test_only_stages_that_ask_for_it_get_smaller_steps(tmp_path: Path) -> None:
     fitted = with_fitting_steps(asked)
     assert fitted.pretrain == replace(asked.pretrain, step_tokens=512, smaller_steps=False)
     assert replace(fitted, pretrain=asked.pretrain) == asked
+
+
+def test_a_budget_in_which_little_is_expected_to_fit_gets_the_smallest_steps(tmp_path: Path) -> None:
+    asked = config(tmp_path, budget="3s", **{"pretrain.smaller_steps": True})
+    with pytest.raises(UserError, match="nothing is left to train in"):
+        make_plan(asked)
+    assert with_fitting_steps(asked).pretrain.step_tokens < 8192
 
 
 def test_a_run_that_was_begun_keeps_its_steps(tmp_path: Path) -> None:
