@@ -29,6 +29,7 @@ CHECKS = {
     "compiled": ("dtype and compilation", 90),
     "isolation": ("values and gradients of isolated attention", 90),
     "documents": ("isolated documents and masked targets, compiled", 90),
+    "graphs": ("CUDA graphs give the same steps", 120),
     "training": ("training and resuming", 150),
 }
 BENCH_LIMIT_S = 150.0
@@ -107,10 +108,12 @@ def ours(device: str, scratch: Path, *words: str) -> list[str]:
     return [sys.executable, "-m", "onesitting", *words, *settings]
 
 
-def bench(what: str, recipe: str, device: str, scratch: Path, limit_s: float) -> dict[str, Any]:
+def bench(
+    what: str, recipe: str, device: str, scratch: Path, limit_s: float, *settings: str
+) -> dict[str, Any]:
     """The JSON of one `onesitting bench`."""
     save = scratch / f"{what}-{recipe}.json"
-    run(ours(device, scratch, "bench", what, recipe, "--save", str(save)), limit_s)
+    run(ours(device, scratch, "bench", what, recipe, "--save", str(save), *settings), limit_s)
     return json.loads(save.read_text())
 
 
@@ -159,6 +162,12 @@ def measure(session: Session, options: argparse.Namespace, scratch: Path) -> Non
             )
         if number == 0:
             budgets(session, options, scratch)
+    for recipe in options.recipes if device == "cuda" else []:
+        session.step(
+            f"train {recipe} with CUDA graphs",
+            lambda limit, r=recipe: bench("train", r, device, scratch, limit, "--device.cuda_graphs", "on"),
+            BENCH_LIMIT_S,
+        )
 
 
 def budgets(session: Session, options: argparse.Namespace, scratch: Path) -> None:

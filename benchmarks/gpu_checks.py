@@ -31,6 +31,8 @@ from onesitting.train.device import DevicePlan, compile_model, plan_device
 from onesitting.train.distributed import Ranks
 from onesitting.train.hardware import detect
 from onesitting.train.loop import FitSettings, fit
+from onesitting.train.parts import StepParts
+from onesitting.train.passes import RecordedPasses, make_passes
 from onesitting.train.probe import CudaMeter, read_memory
 
 EXPECTED_DTYPE = {True: "bfloat16", False: "float16"}
@@ -227,14 +229,16 @@ def splits(device: str, scratch: Path) -> dict[str, Any]:
 class TextStage:
     """The loop's stage without files. fits: rows that it pretends the device holds; 0: what it really holds."""
 
-    name, unit, cycle = "pretrain", "tokens", 0
+    name, unit, cycle, replayable = "pretrain", "tokens", 0, True
 
-    def __init__(self, plan: DevicePlan, shape: ModelConfig, n_rows: int, fits: int = 0) -> None:
-        self.plan, self.shape, self.n_rows, self.fits = plan, shape, n_rows, fits
+    def __init__(
+        self, plan: DevicePlan, shape: ModelConfig, n_rows: int, fits: int = 0, *, isolate: bool = False
+    ) -> None:
+        self.plan, self.shape, self.n_rows, self.fits, self.isolate = plan, shape, n_rows, fits, isolate
 
     def next_batches(self, model: Any, step: int, row_length: int) -> list[Batch]:
         """Rows that depend on the step alone."""
-        batch = plain_batch(self.n_rows, row_length, 1000 + step, self.shape.vocab_size)
+        batch = plain_batch(self.n_rows, row_length, 1000 + step, self.shape.vocab_size, self.isolate)
         return batch.split(self.plan.micro_batch_rows(row_length, n_rows=self.n_rows))
 
     def loss_sum(self, model: Transformer, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
@@ -305,6 +309,36 @@ def out_of_memory(device: str, scratch: Path) -> dict[str, Any]:
     return found
 
 
+def graphs(device: str, scratch: Path) -> dict[str, Any]:
+    """Steps whose passes are replayed as CUDA graphs have the losses of those that are not, plain and compiled, also
+    where documents are hidden from each other. A processor has no such graphs."""
+    if device == "cpu":
+        return {"left_out": "a processor has no CUDA graphs"}
+    found: dict[str, Any] = {}
+    for compile_it in ("off", "on"):
+        plan = replace(make_plan(device, compile=compile_it, cuda_graphs="on"), most_rows=4)
+        stages = {on: TextStage(replace(plan, graphs=on), SHAPE, 8, isolate=True) for on in (False, True)}
+        losses = {
+            on: losses_of(stage, scratch / f"{compile_it}-{on}", 12, device) for on, stage in stages.items()
+        }
+        off = max(abs(a - b) for a, b in zip(losses[False], losses[True], strict=True))
+        found[f"compile {compile_it}"] = {"first": losses[True][0], "last": losses[True][-1], "off": off}
+        assert off < ROUNDING, f"compile {compile_it}: losses differ by {off}: {losses}"
+        # A failure to record leaves a note and the same losses: here it is an error.
+        model, one = make_model(device), stages[True]
+        compile_model(model, one.plan)
+        passes = make_passes(one, model, one.plan, StepParts(one.plan.torch_device), _fail)
+        for batch in one.next_batches(model, 0, SHAPE.context_length):
+            passes(batch, 1.0, 1.0)
+        assert isinstance(passes, RecordedPasses)
+        assert passes.recordings, "nothing was recorded"
+    return found
+
+
+def _fail(message: str) -> None:
+    raise AssertionError(message)
+
+
 def float16(device: str, scratch: Path) -> dict[str, Any]:
     """A training in float16 with the loss scale goes where float32 goes. A processor does three steps of it."""
     on_gpu = device == "cuda"
@@ -366,7 +400,7 @@ def train_tiny(name: str, device: str, scratch: Path, *, stop: bool) -> list[flo
     return losses
 
 
-CHECKS = (policy, compiled, documents, isolation, splits, out_of_memory, float16, training)
+CHECKS = (policy, compiled, documents, isolation, splits, out_of_memory, float16, graphs, training)
 
 
 def main() -> None:

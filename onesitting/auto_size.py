@@ -22,7 +22,7 @@ def chosen_size(cfg: RunConfig) -> str:
 
     Raises UserError where no pretraining is to be done, whose time the size depends on.
     """
-    run = RunFolder(Path(cfg.out).expanduser() / cfg.name)
+    run = _begun_run(cfg)
     if run.config_path.exists():
         return str(load_recipe(run.path.absolute()).get("size") or "auto")
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
@@ -44,20 +44,31 @@ def chosen_size(cfg: RunConfig) -> str:
 def with_fitting_steps(cfg: RunConfig) -> RunConfig:
     """The configuration whose stages with `smaller_steps` have steps that suit their tokens; a run that was begun
     keeps its own. With several processes, each of which would measure for itself, steps stay as they are."""
-    shrinks = [stage for stage in cfg.stages if getattr(stage_config(cfg, stage), "smaller_steps", False)]
-    if not shrinks or int(os.environ.get("WORLD_SIZE", "1")) > 1:
+    shrinks = _stages_that_shrink(cfg)
+    if not shrinks or _begun_run(cfg).config_path.exists():
+        return with_kept_steps(cfg)
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         return cfg
-    run = RunFolder(Path(cfg.out).expanduser() / cfg.name)
     chosen: dict[str, Any] = {}
-    if run.config_path.exists():
-        there = flat_values(resolve(load_recipe(run.path.absolute())))
-        names = [f"{stage}.{name}" for stage in shrinks for name in ("step_tokens", "smaller_steps")]
-        chosen = {name: there[name] for name in names}
-    else:
-        for stage in make_plan(cfg, must_fit=False).stages:  # an estimate refuses nothing
-            if stage.name in shrinks:
-                chosen |= {
-                    f"{stage.name}.step_tokens": stage.step_tokens,
-                    f"{stage.name}.smaller_steps": False,
-                }
+    for stage in make_plan(cfg, must_fit=False).stages:  # an estimate refuses nothing
+        if stage.name in shrinks:
+            chosen |= {f"{stage.name}.step_tokens": stage.step_tokens, f"{stage.name}.smaller_steps": False}
     return resolve(flat_values(cfg) | chosen)
+
+
+def with_kept_steps(cfg: RunConfig) -> RunConfig:
+    """The configuration with the steps that a begun run of this name has; as it is where there is none."""
+    shrinks, run = _stages_that_shrink(cfg), _begun_run(cfg)
+    if not shrinks or not run.config_path.exists():
+        return cfg
+    there = flat_values(resolve(load_recipe(run.path.absolute())))
+    names = [f"{stage}.{name}" for stage in shrinks for name in ("step_tokens", "smaller_steps")]
+    return resolve(flat_values(cfg) | {name: there[name] for name in names})
+
+
+def _begun_run(cfg: RunConfig) -> RunFolder:
+    return RunFolder(Path(cfg.out).expanduser() / cfg.name)
+
+
+def _stages_that_shrink(cfg: RunConfig) -> list[str]:
+    return [stage for stage in cfg.stages if getattr(stage_config(cfg, stage), "smaller_steps", False)]

@@ -48,7 +48,8 @@ def _plan(argv: list[str]) -> None:
         return import_module("onesitting.cards").print_cards(request.cfg)
     from onesitting.plan import print_plan
 
-    print_plan(request.cfg, request.recipe, request.options.measure)
+    cfg = import_module("onesitting.auto_size").with_kept_steps(request.cfg)
+    print_plan(cfg, request.recipe, request.options.measure)
 
 
 def _train(command: str, argv: list[str]) -> None:

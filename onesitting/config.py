@@ -251,8 +251,7 @@ class EvaluationConfig:
     suite_items: int = 100
     """Questions per task of the suite."""
     thinking: Literal["auto", "on", "off", "both"] = "auto"
-    """Suite after fine-tuning: open a thought in every reply, leave it out, let the model choose, or ask twice, without
-    and with, for a comparison."""
+    """Suite after fine-tuning: a thought in every reply, in none, as the model chooses, or twice: without and with."""
     thinking_tokens: int = 0
     """Longest thought of a reply to the suite, in tokens; 0: no limit."""
 
@@ -267,6 +266,8 @@ class DeviceConfig:
     """Type of the matrix products; weights and optimizer state stay float32."""
     compile: Literal["auto", "on", "off"] = "auto"
     """Compile the training step with torch.compile."""
+    cuda_graphs: Literal["auto", "on", "off"] = "auto"
+    """Replay a micro-batch's kernels as one recorded graph (docs/devices.md); auto: off until that is measured."""
     threads: int = 0
     """Processor threads; 0: one per core."""
     shard: Literal["ddp", "fsdp"] = "ddp"
@@ -308,8 +309,7 @@ class RunConfig:
     budget: str = "5m"
     """Time for everything (`90s`, `5m`, `2h`), or `tokens=20M` for pretraining alone."""
     size: str = ""
-    """Parameters of the model, such as `5M`: shape, vocabulary and batch follow, where they are not given; `auto`: what
-    the budget trains best here; empty: as the other settings say."""
+    """Parameters, such as `5M`: shape, vocabulary and batch follow where not given; `auto`: best for the budget."""
     data: tuple[str, ...] = ("world",)
     """Text to pretrain on: files, folders, globs, `hub:owner/name`, or `world` (synthetic)."""
     chat: tuple[str, ...] = ("world",)

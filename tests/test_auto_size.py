@@ -46,6 +46,40 @@ def test_a_run_that_was_begun_keeps_its_steps(tmp_path: Path) -> None:
     assert with_fitting_steps(again).pretrain == begun.pretrain
 
 
+def test_the_plan_of_a_run_that_was_begun_shows_its_steps(tmp_path: Path, cli: Cli) -> None:
+    def planned() -> str:
+        own = (
+            "--pretrain.step_tokens",
+            "8192",
+            "--pretrain.smaller_steps",
+            "true",
+            "--model.context_length",
+            "128",
+        )
+        done = cli("plan", "tiny", *own, "--out", str(tmp_path), "--name", "mine", "--budget", "tokens=100m")
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    assert "steps of 4 rows of 128" not in planned()
+    begun = with_fitting_steps(config(tmp_path, **{"pretrain.smaller_steps": True}))
+    assert begun.pretrain.step_tokens == 4 * 128
+    (tmp_path / "mine").mkdir()
+    write_config(begun, tmp_path / "mine" / "config.toml")
+    assert "steps of 4 rows of 128" in planned()
+
+
+def test_steps_of_several_processes_stay_when_one_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = config(tmp_path, **{"pretrain.smaller_steps": True})
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    begun = with_fitting_steps(asked)
+    (tmp_path / "mine").mkdir()
+    write_config(begun, tmp_path / "mine" / "config.toml")
+    monkeypatch.delenv("WORLD_SIZE")
+    assert with_fitting_steps(asked).pretrain == begun.pretrain
+
+
 def test_several_processes_take_the_steps_as_they_are(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -71,6 +71,7 @@ class DistillStage:
 
     name = "distill"
     unit = "tokens"
+    replayable = False
     rate = 1.0
 
     def __init__(

@@ -96,6 +96,7 @@ class DPOStage:
     """Packed pairs, or with KTO packed single replies; the frozen start model is the reference."""
 
     name = "dpo"
+    replayable = False
     rate = 1.0
 
     def __init__(

@@ -33,6 +33,7 @@ class PolicyStage:
     """Attempts, rewards, advantages (by `advantages` of GRPO and PPO), clipped policy gradient."""
 
     unit = "tokens"
+    replayable = False
     rate = 1.0
     learns_values = False
 

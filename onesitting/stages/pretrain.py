@@ -96,6 +96,7 @@ class PretrainStage:
         self.replayed = cfg.replay.fraction if self.general.text else 0.0
         self.ranks, self.ngrams = ranks, None if ngrams is None else ngrams.to(plan.torch_device)
         self.ngram_part = ngram_part(cfg, plan)
+        self.replayable = self.ngrams is None  # their part changes with the rate
         self.isolate = plan.isolates_documents if settings.isolate == "auto" else settings.isolate == "on"
 
     def next_batches(self, model: Transformer | None, step: int, row_length: int) -> list[Batch]:

@@ -74,6 +74,7 @@ class RewardStage:
     name = "reward"
     unit = "pairs"
     cycle = 0
+    replayable = False
     rate = 1.0
 
     def __init__(

@@ -25,6 +25,7 @@ class SFTStage:
     name = "sft"
     unit = "tokens"
     cycle = 0
+    replayable = True
     rate = 1.0
 
     def __init__(

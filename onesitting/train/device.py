@@ -58,6 +58,8 @@ class DevicePlan:
     """Whether gradients need a loss scale (float16)."""
     compile: bool
     compile_reason: str
+    graphs: bool
+    """Whether the passes of a micro-batch are replayed as a CUDA graph where they can be (passes.py)."""
     isolates_documents: bool
     """Whether hiding documents in a row from each other is worth its price here."""
     threads: int
@@ -122,7 +124,9 @@ class DevicePlan:
     def describe(self) -> str:
         """One line for people: `AMD EPYC, 2 threads, bfloat16`."""
         parts = [self.name, *([f"{self.threads} threads"] if self.device == "cpu" else []), self.dtype]
-        return ", ".join([*parts, *(["compiled"] if self.compile else [])])
+        return ", ".join(
+            [*parts, *(["compiled"] if self.compile else []), *(["CUDA graphs"] if self.graphs else [])]
+        )
 
     def summary(self) -> dict[str, Any]:
         """What summary.json says of the device."""
@@ -204,6 +208,7 @@ def plan_device(cfg: DeviceConfig, hardware: Hardware, place: Place | None = Non
     device = "cuda" if kind == "rocm" else kind
     dtype, dtype_reason = _pick_dtype(cfg.dtype, kind, hardware)
     use_compile, compile_reason = _pick_compile(cfg.compile, kind, hardware)
+    graphs, graphs_reason = _pick_graphs(cfg.cuda_graphs, kind)
     local_world = place.local_world if place else 1
     threads = cfg.threads or max(1, hardware.cores // local_world)
     gpu = kind in ("cuda", "rocm", "xpu")
@@ -220,6 +225,7 @@ def plan_device(cfg: DeviceConfig, hardware: Hardware, place: Place | None = Non
         use_scaler=dtype == "float16",
         compile=use_compile,
         compile_reason=compile_reason,
+        graphs=graphs,
         isolates_documents=gpu,
         threads=threads,
         micro_batch_tokens=GPU_MICRO_BATCH_TOKENS if gpu else CPU_MICRO_BATCH_TOKENS,
@@ -230,6 +236,7 @@ def plan_device(cfg: DeviceConfig, hardware: Hardware, place: Place | None = Non
             *([f"not on {hardware.name}: {left_out}"] if left_out else []),
             f"dtype {dtype}: {dtype_reason}{TF32_REASON if tf32 else ''}",
             f"{'compiled' if use_compile else 'not compiled'}: {compile_reason}",
+            *([graphs_reason] if graphs_reason else []),
             f"a document mask is {_mask_price(kind, hardware, dtype, use_compile)}",
         ),
     )
@@ -330,6 +337,21 @@ def _pick_compile(asked: str, kind: str, hardware: Hardware) -> tuple[bool, str]
     if kind == "cpu":
         return False, "the model's own kernels are as fast on a processor, without the wait for a compiler"
     return True, "one fused step is faster than many small kernels"
+
+
+def _pick_graphs(asked: str, kind: str) -> tuple[bool, str]:
+    """Whether passes are replayed as CUDA graphs, and what is said of it."""
+    if kind not in ("cuda", "rocm"):
+        if asked == "on":
+            raise UserError(
+                f"device.cuda_graphs = 'on': {kind} has no CUDA graphs; use device.cuda_graphs=auto"
+            )
+        return False, ""
+    if asked == "on":
+        return True, "CUDA graphs: as asked for"
+    if asked == "off":
+        return False, ""
+    return False, "no CUDA graphs: whether they pay has not been measured; device.cuda_graphs=on tries them"
 
 
 def _compile_obstacle(kind: str, hardware: Hardware) -> str:

@@ -33,6 +33,7 @@ from onesitting.train.device import DevicePlan, compile_model
 from onesitting.train.display import Display
 from onesitting.train.optim import MuonAdamW, build_optimizer
 from onesitting.train.parts import StepParts
+from onesitting.train.passes import make_passes
 from onesitting.train.prefetch import Prefetch
 from onesitting.train.signals import Interrupted, StopSignals
 from onesitting.train.stage import Stage
@@ -116,6 +117,7 @@ class Loop:
         self.prefetch = Prefetch(stage, model, plan.torch_device)
         self.step_times: deque[float] = deque(maxlen=max(1, stage.cycle))
         self.parts = StepParts(plan.torch_device)
+        self.passes = make_passes(stage, model, plan, self.parts, self.display.note)
         self.tensorboard = open_tensorboard(folder) if cfg.log.tensorboard and ranks.rank == 0 else None
 
     # ---- the step -------------------------------------------------------------------------------------------
@@ -181,6 +183,7 @@ class Loop:
             if sums is not None and not someone_failed:
                 return sums
             place = self.state.step, self.target.row_length(self.state.step)
+            self.passes.forget()
             memory.forget_attempt(self.model, self.plan.torch_device)
             self.prefetch.forget()
             failed = sums is None
@@ -195,17 +198,10 @@ class Loop:
         device = self.plan.torch_device
         sums: dict[str, Tensor] = {"loss": torch.zeros((), device=device)}
         scale = (self.scaler.scale if self.scaler else 1.0) / max(1, n_units)
-        for number, there in enumerate(batches, start=1):
-            with self.parts("data"):
-                batch = there.to(device)
-            with self.parts("forward"), self.plan.autocast():
-                loss, named = self.stage.loss_sum(self.model, batch)
-                total, named = moe.add_balance_loss(self.model, loss, named, n_units / max(1, n_tokens))
+        for number, batch in enumerate(batches, start=1):
             distributed.sum_in_backward(self.model, number == len(batches))
-            with self.parts("backward"):
-                (total * scale).backward()
-            for key, value in {"loss": loss, **named}.items():
-                sums[key] = sums.get(key, torch.zeros((), device=device)) + value.detach()
+            for key, value in self.passes(batch, scale, n_units / max(1, n_tokens)).items():
+                sums[key] = sums.get(key, torch.zeros((), device=device)) + value
         return sums
 
     def after_step(self, finite: bool, n_units: int, n_tokens: int, loss: float) -> None:

@@ -34,6 +34,9 @@ class Stage(Protocol):
     sets, so that a set is made anew after a kill. 0: data does not depend on the model, and is read ahead."""
     rate: float
     """Learning rate of the step as a fraction of its peak; the loop sets it before each."""
+    replayable: bool
+    """Whether `loss_sum` does the same work for all batches of a shape: it neither waits for the device nor uses a
+    number of Python's that changes between steps (train/passes.py)."""
     plan: DevicePlan
     """How rows are cut into micro-batches; the loop lowers its `most_rows` where memory runs out."""
 

@@ -378,6 +378,20 @@ def test_at_scale_one_an_overflow_is_a_real_failure():
     assert scaler.scale == 1.0
 
 
+def test_cuda_graphs_are_for_those_who_ask_and_for_cards_that_have_them():
+    asked = plan_device(DeviceConfig(cuda_graphs="on"), cuda((9, 0)))
+    assert asked.graphs
+    assert "CUDA graphs: as asked for" in asked.reasons
+    assert asked.describe().endswith("CUDA graphs")
+    quiet = plan_device(DeviceConfig(), cuda((9, 0)))
+    assert not quiet.graphs
+    assert any("no CUDA graphs: whether they pay" in reason for reason in quiet.reasons)
+    assert not plan_device(DeviceConfig(cuda_graphs="off"), cuda((9, 0))).graphs
+    assert not any("graphs" in reason for reason in plan_device(DeviceConfig(), OLD_CPU).reasons)
+    with pytest.raises(UserError, match=r"device\.cuda_graphs = 'on': cpu has no CUDA graphs"):
+        plan_device(DeviceConfig(cuda_graphs="on"), OLD_CPU)
+
+
 def test_a_model_that_is_not_to_be_compiled_runs_eagerly_and_the_reason_is_given():
     plan = plan_device(DeviceConfig(compile="off"), detect())
     assert compile_model(nn.Linear(2, 2), plan) == "as asked for"

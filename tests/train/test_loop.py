@@ -43,7 +43,7 @@ ROW, N_ROWS = 16, 4
 class CountingStage:
     """Rows of a fixed random text whose order depends on the step alone; remembers what it gave out."""
 
-    name, unit, cycle = "pretrain", "tokens", 0
+    name, unit, cycle, replayable = "pretrain", "tokens", 0, True
 
     def __init__(self, micro_rows: int = 2, stop_at: int = -1) -> None:
         generator = torch.Generator().manual_seed(7)
