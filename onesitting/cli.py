@@ -46,10 +46,8 @@ def _plan(argv: list[str]) -> None:
     request = parse_request(parser, argv, _choose_size)
     if request.options.cards:
         return import_module("onesitting.cards").print_cards(request.cfg)
-    from onesitting.plan import print_plan
-
     cfg = import_module("onesitting.auto_size").with_kept_steps(request.cfg)
-    print_plan(cfg, request.recipe, request.options.measure)
+    import_module("onesitting.plan").print_plan(cfg, request.recipe, request.options.measure)
 
 
 def _train(command: str, argv: list[str]) -> None:
