@@ -80,7 +80,8 @@ def _inspect(argv: list[str]) -> None:
     elif view == "tokens":
         inspection.inspect_tokens(request.cfg, options.text)
     else:
-        inspection.inspect_batch(request.cfg, options.stage, options.step, options.n or 4)
+        cfg = import_module("onesitting.auto_size").with_kept_steps(request.cfg)
+        inspection.inspect_batch(cfg, options.stage, options.step, options.n or 4)
 
 
 def _sampling_options(parser: "Parser") -> None:

@@ -109,3 +109,6 @@ def test_a_command_writes_the_steps_it_chose_and_goes_on_with_them(cli: Cli, tmp
     again = cli(*command)
     assert again.returncode == 0, again.stderr
     assert "done before" in again.stdout
+    rows = there["pretrain.step_tokens"] // there["model.context_length"]
+    seen = cli("inspect", "batch", *command[1:])
+    assert f"pretrain, step 0: {rows} rows" in seen.stdout, seen.stdout + seen.stderr

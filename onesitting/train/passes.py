@@ -169,10 +169,12 @@ class RecordedPasses(Passes):
 def make_passes(
     stage: Stage, model: Transformer, plan: DevicePlan, parts: StepParts, note: Callable[[str], None]
 ) -> Passes:
-    """Recorded passes where the plan asks for them and they can be replayed; note: where failures are told."""
+    """Recorded passes where the plan asks for them and they can be replayed; note: where it is told why not."""
     fits = stage.replayable and not model.cfg.n_experts and not any(map(is_sharded, model.parameters()))
     if plan.graphs and fits:
         return RecordedPasses(stage, model, plan, parts, note)
+    if plan.graphs:
+        note(f"{stage.name}: no CUDA graphs, its passes depend on numbers that a graph would repeat")
     return Passes(stage, model, plan, parts)
 
 
@@ -180,9 +182,9 @@ def make_passes(
 
 
 def tensors_of(batch: Any) -> dict[str, Tensor]:
-    """Field -> tensor of a batch."""
-    assert is_dataclass(batch)
+    """Field -> tensor of a batch, which has none within its other fields: a graph would read the first batch's."""
     values = {field.name: getattr(batch, field.name) for field in fields(batch)}
+    assert not any(is_dataclass(value) for value in values.values())
     return {name: value for name, value in values.items() if isinstance(value, Tensor)}
 
 
