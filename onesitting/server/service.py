@@ -9,7 +9,7 @@ from collections.abc import AsyncIterator, Awaitable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from fastapi import Request
 from fastapi.responses import StreamingResponse
@@ -163,10 +163,3 @@ def _error_event(path: str, error: ApiError) -> bytes:
     from onesitting.server.openai import sse
 
     return sse(error_body(path, error), "error" if path.startswith("/v1/messages") else "")
-
-
-def json_answer(value: Any) -> Any:
-    """A JSON response without a second validation of what is known to be right."""
-    from fastapi.responses import JSONResponse
-
-    return JSONResponse(value)

@@ -8,6 +8,7 @@ the loop divides once, by the number of units (tokens, pairs, sequences) over al
 import math
 import time
 from collections import deque
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -36,7 +37,7 @@ from onesitting.train.parts import StepParts
 from onesitting.train.passes import make_passes
 from onesitting.train.prefetch import Prefetch
 from onesitting.train.signals import Interrupted, StopSignals
-from onesitting.train.stage import Stage
+from onesitting.train.stage import Stage, TrainBatch
 from onesitting.train.state import FitResult, FitSettings, LoopState, host_values, means, step_seed
 from onesitting.train.tensorboard import add_scalars, open_tensorboard
 from onesitting.train.usage import compile_seconds, peak_memory_bytes, reset_peak_memory
@@ -173,7 +174,7 @@ class Loop:
             **(means(totals, n_units) | routing),
         }
 
-    def accumulate(self, batches: list[Any], n_units: int, n_tokens: int) -> dict[str, Tensor]:
+    def accumulate(self, batches: Sequence[TrainBatch], n_units: int, n_tokens: int) -> dict[str, Tensor]:
         """`accumulate_once`, again with smaller micro-batches wherever memory runs out on any process."""
         while True:
             sums = memory.unless_out_of_memory(lambda b=batches: self.accumulate_once(b, n_units, n_tokens))
@@ -193,7 +194,9 @@ class Loop:
             self.display.note(memory.describe_cut(place[0], batches))
             torch.manual_seed(step_seed(self.cfg.seed, place[0], self.ranks.rank))
 
-    def accumulate_once(self, batches: list[Any], n_units: int, n_tokens: int) -> dict[str, Tensor]:
+    def accumulate_once(
+        self, batches: Sequence[TrainBatch], n_units: int, n_tokens: int
+    ) -> dict[str, Tensor]:
         """Add the gradients of (sum of losses / n_units); returns the sums over this rank's micro-batches."""
         device = self.plan.torch_device
         sums: dict[str, Tensor] = {"loss": torch.zeros((), device=device)}

@@ -1,7 +1,7 @@
 """When memory runs out in a step: the same step again, with the same tokens in smaller micro-batches."""
 
 import gc
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -11,7 +11,7 @@ from onesitting.errors import UserError
 from onesitting.model.moe import forget_counts
 from onesitting.model.transformer import Transformer
 from onesitting.train.distributed import Ranks
-from onesitting.train.stage import Stage
+from onesitting.train.stage import Stage, TrainBatch
 
 OUT_OF_MEMORY = ("out of memory", "not enough memory", "can't allocate memory", "ALLOC_FAILED")
 """How libraries say it in a plain RuntimeError: Apple's GPUs, processors, and cuBLAS when it makes its workspace."""
@@ -52,12 +52,12 @@ def release(device: torch.device) -> None:
 def cut_further(
     stage: Stage,
     model: Transformer,
-    batches: list[Any],
+    batches: Sequence[TrainBatch],
     place: tuple[int, int],
     ranks: Ranks,
     *,
     has_failed: bool,
-) -> list[Any]:
+) -> Sequence[TrainBatch]:
     """The same step's batches with at most half the rows in each; the stage cuts all later ones so, too.
 
     place: step and row length. has_failed: whether it was this process that ran out of memory; one that did not, and
@@ -80,7 +80,7 @@ def cut_further(
     return smaller
 
 
-def describe_cut(step: int, batches: list[Any]) -> str:
+def describe_cut(step: int, batches: Sequence[TrainBatch]) -> str:
     """The note about it."""
     rows = max((batch.n_rows for batch in batches), default=0)
     return f"step {step}: memory ran out; from here on {rows} row{'s' if rows != 1 else ''} in a forward pass"

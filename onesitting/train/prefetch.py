@@ -1,5 +1,6 @@
 """Reading ahead: the next step's batches are built while the current step computes."""
 
+from collections.abc import Sequence
 from concurrent.futures import Future
 from dataclasses import fields, is_dataclass, replace
 from functools import partial
@@ -9,6 +10,7 @@ import torch
 from torch import Tensor
 
 from onesitting.model.transformer import Transformer
+from onesitting.train.stage import TrainBatch
 from onesitting.train.teams import worker_without_team
 
 
@@ -18,7 +20,7 @@ class BatchSource(Protocol):
     cycle: int
     """0 where the data does not depend on the model."""
 
-    def next_batches(self, model: Transformer, step: int, row_length: int) -> list[Any]:
+    def next_batches(self, model: Transformer, step: int, row_length: int) -> Sequence[TrainBatch]:
         """The micro-batches of a step; a function of its arguments alone."""
         ...
 
@@ -35,19 +37,19 @@ class Prefetch:
         # A thread begins with the first device, where pinning would open a context of its own.
         begin = partial(torch.cuda.set_device, torch.cuda.current_device()) if self.pins else int
         self.pool = worker_without_team("batches", begin)
-        self.pending: dict[tuple[int, int], Future[list[Any]]] = {}
+        self.pending: dict[tuple[int, int], Future[Sequence[TrainBatch]]] = {}
 
     def start(self, step: int, row_length: int) -> None:
         """Begin to build the batches of `step`."""
         if self.stage.cycle == 0:
             self.pending[step, row_length] = self.pool.submit(self.build, step, row_length)
 
-    def build(self, step: int, row_length: int) -> list[Any]:
+    def build(self, step: int, row_length: int) -> Sequence[TrainBatch]:
         """The batches of `step`, ready to be copied to the device."""
         batches = self.stage.next_batches(self.model, step, row_length)
         return [pinned(batch) for batch in batches] if self.pins else batches
 
-    def take(self, step: int, row_length: int) -> list[Any]:
+    def take(self, step: int, row_length: int) -> Sequence[TrainBatch]:
         """The batches of `step`: those begun, if they were for this row length, else built now."""
         future = self.pending.pop((step, row_length), None)
         self.pending.clear()

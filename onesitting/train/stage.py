@@ -1,5 +1,6 @@
 """What a stage brings to the loop: its batches, its loss, its evaluation."""
 
+from collections.abc import Sequence
 from typing import Any, Protocol, Self
 
 import torch
@@ -12,12 +13,20 @@ from onesitting.train.device import DevicePlan
 class TrainBatch(Protocol):
     """What the loop needs to know of a micro-batch."""
 
-    n_units: int
-    """Tokens, pairs or sequences that the loss sums over."""
-    n_tokens: int
-    """Real tokens, without padding."""
-    n_rows: int
-    """Rows in the forward pass."""
+    @property
+    def n_units(self) -> int:
+        """Tokens, pairs or sequences that the loss sums over."""
+        ...
+
+    @property
+    def n_tokens(self) -> int:
+        """Real tokens, without padding."""
+        ...
+
+    @property
+    def n_rows(self) -> int:
+        """Rows in the forward pass."""
+        ...
 
     def to(self, device: torch.device) -> Self:
         """The same batch on a device."""
@@ -40,7 +49,7 @@ class Stage(Protocol):
     plan: DevicePlan
     """How rows are cut into micro-batches; the loop lowers its `most_rows` where memory runs out."""
 
-    def next_batches(self, model: Transformer, step: int, row_length: int) -> list[Any]:
+    def next_batches(self, model: Transformer, step: int, row_length: int) -> Sequence[TrainBatch]:
         """This process's micro-batches of optimizer step `step`."""
         ...
 

@@ -57,6 +57,21 @@ def test_loss_and_gradients_equal_float64_ones(
 
 
 @pytest.mark.parametrize("masked", [False, True])
+def test_a_target_less_likely_than_any_float32_still_has_a_loss(
+    masked: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if masked:
+        monkeypatch.setattr(logprobs, "_gathers", lambda hidden: False)
+    hidden, weight, targets = example()
+    hidden *= 50
+    exact = F.linear(hidden.double(), weight.double()).log_softmax(1).gather(1, targets.clamp_min(0)[:, None])
+    assert exact.exp().float().eq(0).any()
+    expected = -exact[:, 0][targets != IGNORE].sum()
+    loss = cross_entropy_sum(hidden, weight.requires_grad_(), targets)
+    torch.testing.assert_close(loss.double(), expected, atol=0, rtol=1e-5)
+
+
+@pytest.mark.parametrize("masked", [False, True])
 def test_batch_with_nothing_to_learn_gives_exactly_zero_and_finite_gradients(
     masked: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -75,11 +75,6 @@ class Item:
         """The baseline as the scorers read it."""
         return reply_of(self.baseline)
 
-    @property
-    def oracle_reply(self) -> Reply:
-        """The right reply as the scorers read it."""
-        return reply_of(self.oracle)
-
     def text(self) -> str:
         """The prompt, for people to read."""
         return self.prompt or "\n".join(f"{m['role']}: {m['content']}" for m in self.messages)
