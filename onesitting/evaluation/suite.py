@@ -8,6 +8,8 @@ oracle and an empty reply can be scored in tests by the same code.
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import groupby
+from operator import itemgetter
 from typing import TYPE_CHECKING, Any, Literal
 
 from onesitting.config import EvaluationConfig
@@ -16,6 +18,7 @@ from onesitting.data.world.suite import Item, score
 from onesitting.tokenizer.chat import parse_assistant, render
 
 if TYPE_CHECKING:
+    from onesitting.inference.row import Completion
     from onesitting.model.transformer import Transformer
     from onesitting.tokenizer.bpe import Tokenizer
 
@@ -67,7 +70,6 @@ def run_suite(
     *,
     mode: Mode = "chat",
     max_tokens: int = 300,
-    batch_size: int = 64,
     thinking: bool | None = None,
     thinking_tokens: int | None = None,
 ) -> dict[str, TaskResult]:
@@ -80,13 +82,13 @@ def run_suite(
     thinking: open a thought in every reply, leave it out, or let the model choose; thinking_tokens: its longest.
     """
 
-    def reply(batch: Sequence[Item]) -> Sequence[RawReply]:
+    def reply(asked: Sequence[Item]) -> Sequence[RawReply]:
         return model_replies(
-            model, tokenizer, batch, mode=mode, max_tokens=max_tokens, thinking=thinking,
+            model, tokenizer, asked, mode=mode, max_tokens=max_tokens, thinking=thinking,
             thinking_tokens=thinking_tokens,
         )  # fmt: skip
 
-    return score_suite(items, reply, mode=mode, batch_size=batch_size)
+    return score_suite(items, reply, mode=mode)
 
 
 def run_suite_thinking(
@@ -115,7 +117,7 @@ def model_replies(
     thinking: bool | None = None,
     thinking_tokens: int | None = None,
 ) -> list[RawReply]:
-    """Greedy replies to a batch of items."""
+    """Greedy replies to items, which are written together: where one ends, the next begins."""
     from onesitting.inference.generate import generate
     from onesitting.inference.row import thought_of
     from onesitting.inference.sampling import Sampling
@@ -124,9 +126,12 @@ def model_replies(
     prompts = [prompt_ids(tokenizer, item, mode, thinking) for item in items]
     thought = thought_of(tokenizer, thinking_tokens, thinking) if mode == "chat" else None
     # In completion form a line is the whole answer, except for stories, which have paragraphs.
-    stop = ("\n",) if mode == "base" and all(item.scorer != "story" for item in items) else ()
-    sampling = Sampling(temperature=0.0, max_tokens=max_tokens, stop=stop)
-    completions = generate(model, tokenizer, prompts, sampling, tokenizer.stop_ids, thought=thought)
+    lines = [mode == "base" and item.scorer != "story" for item in items]
+    completions: list[Completion] = []
+    for is_line, group in groupby(zip(prompts, lines, strict=True), key=itemgetter(1)):
+        sampling = Sampling(temperature=0.0, max_tokens=max_tokens, stop=("\n",) if is_line else ())
+        alike = [prompt for prompt, _ in group]
+        completions += generate(model, tokenizer, alike, sampling, tokenizer.stop_ids, thought=thought)
     opened = "<think>" if thinking else ""  # it stands in the prompt, and is part of the reply
     return [RawReply(opened + done.text, done.finish_reason == "stop") for done in completions]
 
@@ -139,22 +144,19 @@ def prompt_ids(tokenizer: "Tokenizer", item: Item, mode: Mode, thinking: bool | 
 
 
 def score_suite(
-    items: Mapping[str, Sequence[Item]], reply: Replies, *, mode: Mode = "chat", batch_size: int = 64
+    items: Mapping[str, Sequence[Item]], reply: Replies, *, mode: Mode = "chat"
 ) -> dict[str, TaskResult]:
-    """Task -> result of the replies that `reply` gives to batches of at most `batch_size` items."""
+    """Task -> result of the replies that `reply` gives to the items of all tasks at once."""
+    asked = [item for of_task in items.values() for item in of_task]
+    replies = reply(asked)
+    assert len(replies) == len(asked), f"{len(replies)} replies to {len(asked)} items"
     results: dict[str, TaskResult] = {}
-    stopped: list[bool] = []
-    for task, task_items in items.items():
-        replies: list[RawReply] = []
-        for start in range(0, len(task_items), batch_size):
-            batch = task_items[start : start + batch_size]
-            answers = reply(batch)
-            assert len(answers) == len(batch), f"{len(answers)} replies to {len(batch)} items"
-            replies += answers
-        stopped += [answer.stopped for answer in replies]
-        results |= _task_results(task, task_items, replies, mode)
+    first = 0
+    for task, of_task in items.items():
+        results |= _task_results(task, of_task, replies[first : first + len(of_task)], mode)
+        first += len(of_task)
     if mode == "chat":
-        results["stops"] = _result(stopped, None)
+        results["stops"] = _result([answer.stopped for answer in replies], None)
     return results
 
 
