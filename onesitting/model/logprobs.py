@@ -27,9 +27,6 @@ DEVICE_CHUNK_LOGITS = 2**26
 
 LARGEST_FLOAT16 = 65_504.0
 
-SMALLEST_PROBABILITY = 1e-30
-"""Below it (69 nats) a float32 probability may have lost digits, and has no logarithm from 1e-45 on."""
-
 
 class Adviser(Protocol):
     """Knows which tokens are likely (data/ngrams.py)."""
@@ -151,11 +148,9 @@ def _chunked_loss(
         chunk = slice(start, start + n)
         logits = F.linear(h[chunk], weight).float()  # (C, V)
         probs = logits.softmax(dim=1)
-        came = probs.gather(1, target[chunk])  # so the logits are read once more only where float32 ends
-        if came.amin() < SMALLEST_PROBABILITY:
-            loss += F.cross_entropy(logits, target[chunk].squeeze(1), reduction="sum")
-        else:
-            loss -= came.log_().sum()
+        # One exponential a logit: the largest probability, never below 1/V, gives log Z = max - log(p_max).
+        log_z = logits.amax(dim=1, keepdim=True) - probs.amax(dim=1, keepdim=True).log()
+        loss += (log_z - logits.gather(1, target[chunk])).sum()
         if d_logits is not None:  # the probabilities, less one at the target
             minus = probs.new_full((len(probs), 1), -1.0)
             probs.scatter_add_(1, target[chunk], minus)
