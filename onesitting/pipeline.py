@@ -32,7 +32,7 @@ from onesitting.model.flops import count_active_parameters, count_parameters, fl
 from onesitting.model.lora import adapter_in_use, add_adapter, merge, n_adapter_parameters
 from onesitting.model.transformer import Transformer
 from onesitting.rewards import check_rl
-from onesitting.run_evaluation import HELD_OUT_FILE, START, Examiner, stage_summary, write_json, write_suite
+from onesitting.run_evaluation import HELD_OUT_FILE, START, Examiner, stage_summary, write_json
 from onesitting.run_settings import (
     check_adapters,
     check_enough,
@@ -45,7 +45,7 @@ from onesitting.run_settings import (
     with_stage,
 )
 from onesitting.runlog import RunFolder, StageFolder, write_atomic
-from onesitting.stage_time import stage_seconds
+from onesitting.stage_time import questions_end_at, stage_seconds
 from onesitting.stages.bigrams import fit_bigrams
 from onesitting.stages.make import PipelineStage, StageInputs, make_stage, prepare_general
 from onesitting.stages.ppo import add_value_head
@@ -341,12 +341,12 @@ class Run:
         if self.is_short and not self.only and name != self.stages[-1]:
             self.say(f"{name} · no question suite here: below {BASE_SUITE_FROM_S} s there is no time for it")
             return
+        ends_at = None if "evaluate" in self.only else questions_end_at(self.cfg, name, self.clock)
         with self.clock.phase(f"evaluate {name}"):
             if self.ranks.rank == 0:
                 self.say(f"{name} · asking the question suite")
-                model = self.examiner.load(folder.model)
-                results = self.examiner.suite(model, self.cfg.seed, base=name == "pretrain")
-                self.say(write_suite(path, results))
+                base = name == "pretrain"
+                self.say(self.examiner.ask(path, folder.model, base=base, ends_at=ends_at))
             self.ranks.barrier()
 
     @property

@@ -47,13 +47,24 @@ class Examiner:
         """A model on the run's device."""
         return load_model(folder, self.plan.torch_device)
 
-    def suite(self, model: Transformer, seed: int, *, base: bool) -> dict[str, TaskResult]:
-        """The questions of the world of a seed; base: in completion form, for a model that cannot answer yet."""
+    def ask(self, path: Path, model_folder: Path, *, base: bool, ends_at: float | None) -> str:
+        """Ask a stage's model the run's own questions, and write the results; the line about them comes back."""
+        return write_suite(
+            path, self.suite(self.load(model_folder), self.cfg.seed, base=base, ends_at=ends_at)
+        )
+
+    def suite(
+        self, model: Transformer, seed: int, *, base: bool, ends_at: float | None = None
+    ) -> dict[str, TaskResult]:
+        """The questions of the world of a seed; base: in completion form, for a model that cannot answer yet.
+
+        ends_at: by time.monotonic(), when to be done; questions for which there is no time are left out.
+        """
         world, n = World(seed), self.cfg.evaluation.suite_items
         with torch.inference_mode(), self.plan.autocast():
             if base:
-                return run_suite(model, self.tokenizer, world.base_suite(n), mode="base")
-            return run_suite_thinking(model, self.tokenizer, world.suite(n), self.cfg.evaluation)
+                return run_suite(model, self.tokenizer, world.base_suite(n), mode="base", ends_at=ends_at)
+            return run_suite_thinking(model, self.tokenizer, world.suite(n), self.cfg.evaluation, ends_at)
 
     def pass_seconds(self, model: Transformer) -> float:
         """About what a pass of the suite takes here, from the beginnings of its longest replies."""
@@ -135,7 +146,9 @@ class Examiner:
 def write_suite(path: Path, results: dict[str, TaskResult]) -> str:
     """Write a suite's results; the line about them for the screen comes back."""
     write_json(path, {task: asdict(result) for task, result in results.items()})
-    return " · ".join(f"{task} {result.accuracy:.0%}" for task, result in results.items())
+    parts = [f"{task} {result.accuracy:.0%}" for task, result in results.items()]
+    left_out = sum(result.left_out for result in results.values())
+    return " · ".join([*parts, *([f"no time for {left_out} questions"] if left_out else [])])
 
 
 def write_json(path: Path, value: dict[str, Any]) -> None:

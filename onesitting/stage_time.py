@@ -5,6 +5,7 @@ The shares are those of all stages that are still to come, whether one command t
 """
 
 import math
+import time
 from collections.abc import Callable
 
 from onesitting import budgets
@@ -64,7 +65,7 @@ def _shared_seconds(cfg: RunConfig, name: str, clock: Clock, left: float, pass_s
     later = cfg.stages[cfg.stages.index(name) :]
     left += clock.phases.get(name, 0.0)  # a resumed stage counts its earlier sittings itself
     left -= pass_s * n_passes(later)
-    left -= clock.phases.get(f"measure {START}", 0.0) * 1.1  # what the last stage's model takes as well
+    left -= _measure_seconds(clock)
     owned = [budget.seconds for stage in later if (budget := own_budget(cfg, stage)) is not None]
     shares = {stage: stage_config(cfg, stage).share for stage in later if own_budget(cfg, stage) is None}
     return (left - sum(seconds or 0.0 for seconds in owned)) * shares[name] / sum(shares.values())
@@ -81,3 +82,18 @@ def suite_seconds(cfg: RunConfig, name: str, clock: Clock, rehearse: Callable[[]
         return budgets.suite_seconds(clock.budget_s)
     with clock.phase("rehearsal"):
         return min(rehearse(), MOST_OF_SUITE * (clock.budget_s or math.inf))
+
+
+def questions_end_at(cfg: RunConfig, name: str, clock: Clock) -> float | None:
+    """By time.monotonic(), when the questions to the model of the stage `name` must end for the budget to be kept.
+
+    None: they may take what they take, for there is no budget, or later stages can make up for it.
+    """
+    if clock.left_s is None or name != cfg.stages[-1] or own_budget(cfg, name) is not None:
+        return None
+    return time.monotonic() + (clock.left_s - _measure_seconds(clock)) / n_passes([name])
+
+
+def _measure_seconds(clock: Clock) -> float:
+    """Seconds kept for measuring the last stage's model as the one that the run started from."""
+    return clock.phases.get(f"measure {START}", 0.0) * 1.1

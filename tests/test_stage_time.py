@@ -1,5 +1,6 @@
 """Seconds of a stage: its share of what is left for all stages that are still to come."""
 
+import time
 from pathlib import Path
 
 import pytest
@@ -7,7 +8,7 @@ import pytest
 from onesitting.clock import CLOSING_S, Clock
 from onesitting.config import DeviceConfig, DPOConfig, EvaluationConfig, PretrainConfig, RunConfig, SFTConfig
 from onesitting.errors import UserError
-from onesitting.stage_time import LEAST_SHARE, stage_seconds
+from onesitting.stage_time import LEAST_SHARE, questions_end_at, stage_seconds
 
 CFG = RunConfig(
     budget="1000s",
@@ -93,3 +94,24 @@ def test_a_suite_never_takes_all_of_a_short_budget(tmp_path: Path) -> None:
     asked = Asked(tmp_path, 40.0)
     cfg = RunConfig(**{**vars(CFG), "evaluation": EvaluationConfig(suite="world")})
     assert asked("pretrain", cfg) == pytest.approx(0.7 * (40 - 10 - CLOSING_S - 2 * 6.0), abs=0.1)
+
+
+def test_questions_after_the_last_stage_end_with_the_budget(tmp_path: Path) -> None:
+    clock = Asked(tmp_path).clock
+
+    def seconds(cfg: RunConfig, name: str) -> float | None:
+        ends_at = questions_end_at(cfg, name, clock)
+        return None if ends_at is None else ends_at - time.monotonic()
+
+    clock.set("sft", 900.0)
+    left = 1000 - 10 - 900 - CLOSING_S
+    assert seconds(CFG, "sft") == pytest.approx(left, abs=1)
+    assert seconds(CFG, "pretrain") is None, "fine-tuning can make up for what these take"
+    clock.set("measure start", 20.0)
+    assert seconds(CFG, "sft") == pytest.approx(left - 20 - 22, abs=1), "the last model is measured as well"
+    aligned = RunConfig(**{**vars(CFG), "stages": ("pretrain", "sft", "dpo")})
+    assert seconds(aligned, "dpo") == pytest.approx((left - 20 - 22) / 1.8, abs=1), "and replies compared"
+    own = RunConfig(**{**vars(CFG), "sft": SFTConfig(budget="100s")})
+    assert seconds(own, "sft") is None
+    clock.budget_s = None
+    assert seconds(CFG, "sft") is None

@@ -9,9 +9,10 @@ import os
 import queue
 import signal
 import subprocess
+import sys
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -151,7 +152,7 @@ def run_watched(
     reader.start()
     timed_out = False
     try:
-        with MemoryWatch(process.pid, memory_every_s) as watch:
+        with _term_as_exit(), MemoryWatch(process.pid, memory_every_s) as watch:
             while process.poll() is None:
                 _hand_over(lines, on_line)
                 on_poll(time.perf_counter() - began)
@@ -171,6 +172,22 @@ def run_watched(
         timed_out=timed_out,
         peak_memory_bytes=watch.peak_bytes,
     )
+
+
+@contextlib.contextmanager
+def _term_as_exit() -> Generator[None]:
+    """While entered, SIGTERM leaves by SystemExit, as Ctrl-C does by KeyboardInterrupt, so that nothing is left behind.
+
+    Outside the main thread, where Python allows no handlers, it changes nothing.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    previous = signal.signal(signal.SIGTERM, lambda number, _frame: sys.exit(128 + number))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, previous)
 
 
 def end_tree(process: "subprocess.Popen[str]") -> None:

@@ -281,6 +281,10 @@ def _missing(cfg: RunConfig, stages: list[StageReport], budget: BudgetReport) ->
         asked = stage.suite or any(other.general for other in stages)
         if not asked and cfg.evaluation.suite != "none" and stage.stage != "reward":
             missing.append(f"no question suite was run on the model after {stage.stage}")
+        if left_out := sum(result.get("left_out", 0) for result in stage.suite.values()):
+            missing.append(
+                f"no time for {left_out} questions after {stage.stage} (onesitting evaluate asks all)"
+            )
         if stage.numbers["bits_per_byte"] is None and stage.stage in ("pretrain", "sft"):
             missing.append(f"no bits per byte were measured for {stage.stage}")
         if not stage.samples and stage.stage != "reward":

@@ -179,7 +179,9 @@ def _suite_table(stages: Sequence["StageReport"]) -> Table:
     for task in tasks:
         results = [stage.suite.get(task) for stage in stages]
         first = next(result for result in results if result is not None)
-        row = [plain_name(task), f"{first['n']}", _cell(first["baseline"], percent)]
+        counts = [result["n"] for result in results if result is not None]
+        asked = f"{min(counts)}" if min(counts) == max(counts) else f"{min(counts)}–{max(counts)}"
+        row = [plain_name(task), asked, _cell(first["baseline"], percent)]
         table.append([*row, *(_score(result) for result in results)])
     return table
 

@@ -6,10 +6,10 @@ oracle and an empty reply can be scored in tests by the same code.
 """
 
 import math
+import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
-from itertools import groupby
-from operator import itemgetter
+from dataclasses import dataclass, field, replace
+from itertools import chain, zip_longest
 from typing import TYPE_CHECKING, Any, Literal
 
 from onesitting.config import EvaluationConfig
@@ -18,7 +18,6 @@ from onesitting.data.world.suite import Item, score
 from onesitting.tokenizer.chat import parse_assistant, render
 
 if TYPE_CHECKING:
-    from onesitting.inference.row import Completion
     from onesitting.model.transformer import Transformer
     from onesitting.tokenizer.bpe import Tokenizer
 
@@ -50,6 +49,7 @@ class TaskResult:
     """How often the replies to a task's items were right."""
 
     n: int
+    """Items that were asked."""
     correct: int
     accuracy: float
     ci_low: float
@@ -58,9 +58,12 @@ class TaskResult:
     baseline: float | None
     """Accuracy of the items' baseline replies under the same scorer; None where there is none."""
     examples: list[Example] = field(default_factory=list[Example])
+    left_out: int = 0
+    """Items for which there was no time."""
 
 
-Replies = Callable[[Sequence[Item]], Sequence[RawReply]]
+Replies = Callable[[Sequence[Item]], Sequence[RawReply | None]]
+"""Replies to items, None where there was no time to ask."""
 
 
 def run_suite(
@@ -72,6 +75,7 @@ def run_suite(
     max_tokens: int = 300,
     thinking: bool | None = None,
     thinking_tokens: int | None = None,
+    ends_at: float | None = None,
 ) -> dict[str, TaskResult]:
     """Task -> result of the model's greedy replies; `stops` is measured over all replies of chat items.
 
@@ -80,12 +84,13 @@ def run_suite(
     max_tokens: a reply that is longer is cut and counts as one that did not stop; the world's longest stories
     have about 260 tokens.
     thinking: open a thought in every reply, leave it out, or let the model choose; thinking_tokens: its longest.
+    ends_at: by time.monotonic(), when to be done; items for which there is no time are left out (`generate`).
     """
 
-    def reply(asked: Sequence[Item]) -> Sequence[RawReply]:
+    def reply(asked: Sequence[Item]) -> Sequence[RawReply | None]:
         return model_replies(
             model, tokenizer, asked, mode=mode, max_tokens=max_tokens, thinking=thinking,
-            thinking_tokens=thinking_tokens,
+            thinking_tokens=thinking_tokens, ends_at=ends_at,
         )  # fmt: skip
 
     return score_suite(items, reply, mode=mode)
@@ -96,15 +101,19 @@ def run_suite_thinking(
     tokenizer: "Tokenizer",
     items: Mapping[str, Sequence[Item]],
     settings: EvaluationConfig,
+    ends_at: float | None = None,
 ) -> dict[str, TaskResult]:
     """The suite in chat form with thoughts as asked; `both` asks without, and again with as `<task>_thinking`."""
     most = settings.thinking_tokens or None
     if settings.thinking == "both":
-        without = run_suite(model, tokenizer, items, thinking=False)
-        with_thoughts = run_suite(model, tokenizer, items, thinking=True, thinking_tokens=most)
+        half_at = None if ends_at is None else (time.monotonic() + ends_at) / 2
+        without = run_suite(model, tokenizer, items, thinking=False, ends_at=half_at)
+        with_thoughts = run_suite(
+            model, tokenizer, items, thinking=True, thinking_tokens=most, ends_at=ends_at
+        )
         return without | {f"{task}_thinking": result for task, result in with_thoughts.items()}
     wanted = {"auto": None, "on": True, "off": False}[settings.thinking]
-    return run_suite(model, tokenizer, items, thinking=wanted, thinking_tokens=most)
+    return run_suite(model, tokenizer, items, thinking=wanted, thinking_tokens=most, ends_at=ends_at)
 
 
 def model_replies(
@@ -116,8 +125,9 @@ def model_replies(
     max_tokens: int,
     thinking: bool | None = None,
     thinking_tokens: int | None = None,
-) -> list[RawReply]:
-    """Greedy replies to items, which are written together: where one ends, the next begins."""
+    ends_at: float | None = None,
+) -> list[RawReply | None]:
+    """Greedy replies to items, which are written together: where one ends, the next begins; None: no time for it."""
     from onesitting.inference.generate import generate
     from onesitting.inference.row import thought_of
     from onesitting.inference.sampling import Sampling
@@ -125,15 +135,20 @@ def model_replies(
     thinking = thinking if mode == "chat" else None
     prompts = [prompt_ids(tokenizer, item, mode, thinking) for item in items]
     thought = thought_of(tokenizer, thinking_tokens, thinking) if mode == "chat" else None
+    reply = Sampling(temperature=0.0, max_tokens=max_tokens)
+    line = replace(reply, stop=("\n",))
     # In completion form a line is the whole answer, except for stories, which have paragraphs.
-    lines = [mode == "base" and item.scorer != "story" for item in items]
-    completions: list[Completion] = []
-    for is_line, group in groupby(zip(prompts, lines, strict=True), key=itemgetter(1)):
-        sampling = Sampling(temperature=0.0, max_tokens=max_tokens, stop=("\n",) if is_line else ())
-        alike = [prompt for prompt, _ in group]
-        completions += generate(model, tokenizer, alike, sampling, tokenizer.stop_ids, thought=thought)
+    each = [line if mode == "base" and item.scorer != "story" else reply for item in items]
+    completions = generate(
+        model, tokenizer, prompts, each, tokenizer.stop_ids, thought=thought, ends_at=ends_at
+    )
     opened = "<think>" if thinking else ""  # it stands in the prompt, and is part of the reply
-    return [RawReply(opened + done.text, done.finish_reason == "stop") for done in completions]
+    return [
+        None
+        if done.finish_reason == "deadline"
+        else RawReply(opened + done.text, done.finish_reason == "stop")
+        for done in completions
+    ]
 
 
 def prompt_ids(tokenizer: "Tokenizer", item: Item, mode: Mode, thinking: bool | None = None) -> list[int]:
@@ -146,17 +161,23 @@ def prompt_ids(tokenizer: "Tokenizer", item: Item, mode: Mode, thinking: bool | 
 def score_suite(
     items: Mapping[str, Sequence[Item]], reply: Replies, *, mode: Mode = "chat"
 ) -> dict[str, TaskResult]:
-    """Task -> result of the replies that `reply` gives to the items of all tasks at once."""
-    asked = [item for of_task in items.values() for item in of_task]
-    replies = reply(asked)
-    assert len(replies) == len(asked), f"{len(replies)} replies to {len(asked)} items"
+    """Task -> result of the replies that `reply` gives to the items of all tasks at once.
+
+    Tasks take turns, an item each, so that where the time ends each has been asked about as often.
+    """
+    turns = zip_longest(*([(task, item) for item in of_task] for task, of_task in items.items()))
+    asked = [turn for turn in chain.from_iterable(turns) if turn is not None]
+    replies = reply([item for _, item in asked])
+    answered = [
+        (task, item, got) for (task, item), got in zip(asked, replies, strict=True) if got is not None
+    ]
     results: dict[str, TaskResult] = {}
-    first = 0
     for task, of_task in items.items():
-        results |= _task_results(task, of_task, replies[first : first + len(of_task)], mode)
-        first += len(of_task)
+        mine = [(item, got) for its_task, item, got in answered if its_task == task]
+        results |= _task_results(task, [item for item, _ in mine], [got for _, got in mine], mode)
+        results[task] = replace(results[task], left_out=len(of_task) - len(mine))
     if mode == "chat":
-        results["stops"] = _result([answer.stopped for answer in replies], None)
+        results["stops"] = _result([got.stopped for _, _, got in answered], None)
     return results
 
 

@@ -1,5 +1,6 @@
 """Text from prompts: many together, or one as a stream."""
 
+import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from collections.abc import Set as AbstractSet
@@ -29,7 +30,7 @@ def generate(
     model: Transformer,
     tokenizer: "Tokenizer",
     prompts: Sequence[Sequence[int]],
-    sampling: Sampling,
+    sampling: Sampling | Sequence[Sampling],
     stop_ids: AbstractSet[int] | None = None,
     *,
     logprobs: bool = False,
@@ -39,9 +40,11 @@ def generate(
     draft: Transformer | None = None,
     prefixes: PrefixCache | None = None,
     guess: bool = True,
+    ends_at: float | None = None,
 ) -> list[Completion]:
     """One Completion for each prompt, in their order.
 
+    sampling: of all texts, or one for each.
     stop_ids: tokens that end a text; None: the tokenizer's. A prompt that fills the model's context gives an
     empty completion that ended by length.
     dtype: of the computation; None: autocast's where it is on, else the model's.
@@ -50,6 +53,8 @@ def generate(
     draft: a smaller model of the same vocabulary, which guesses ahead (speculative.py); one text after the other then.
     guess: guess from the text itself where one is written alone (lookup.py), which changes nothing but the time.
     prefixes: what earlier calls with the very same weights have read; None: this call's own, if a prompt comes twice.
+    ends_at: by time.monotonic(), when all texts should be written. A text that would end later if it grew as long as
+    the longest so far is not begun: it is empty and its finish_reason "deadline". The first BATCH_ROWS always are.
     """
     with torch.inference_mode():
         model = for_decoding(model, dtype)
@@ -72,11 +77,24 @@ def generate(
             # The second copies of a prompt come after all the first ones, which have read it for them by then.
             order = sorted(range(len(waiting)), key=lambda i: (rounds[i], i), reverse=True)
             waiting = [waiting[i] for i in order]
-            while waiting or batch.rows:
-                while waiting and batch.n_free:
-                    batch.add(waiting.pop())
-                batch.step()
+            _write(batch, waiting, ends_at)
     return [row.completion() for row in rows]
+
+
+def _write(batch: Batch, waiting: list[Row], ends_at: float | None) -> None:
+    """Write waiting rows, the last one first, each as soon as there is a slot; see `generate` for ends_at."""
+    began, n_steps, longest = time.monotonic(), 0, 0
+    while waiting or batch.rows:
+        while waiting and batch.n_free:
+            batch.add(waiting.pop())
+        n_steps += 1
+        longest = max([longest, *(len(row.ids) for row in batch.step())])
+        if ends_at is None or not waiting:
+            continue
+        now = time.monotonic()
+        if now + longest * (now - began) / n_steps > ends_at:  # a text takes a step for each of its tokens
+            while waiting:
+                waiting.pop().finish("deadline")
 
 
 def stream(
@@ -128,7 +146,7 @@ def _rows(
     model: Transformer,
     tokenizer: "Tokenizer",
     prompts: Sequence[Sequence[int]],
-    sampling: Sampling,
+    sampling: Sampling | Sequence[Sampling],
     stop_ids: AbstractSet[int] | None,
     logprobs: bool = False,
     indices: Sequence[int] | None = None,
@@ -136,17 +154,18 @@ def _rows(
 ) -> list[Row]:
     spelled = spelled_bytes(tokenizer)
     stop_ids = tokenizer.stop_ids if stop_ids is None else stop_ids
+    each = [sampling] * len(prompts) if isinstance(sampling, Sampling) else sampling
     return [
         Row(
             prompt,
             RowSettings(
-                sampling=sampling, stop_ids=stop_ids, index=index, tempered_logprobs=logprobs, thought=thought
+                sampling=own, stop_ids=stop_ids, index=index, tempered_logprobs=logprobs, thought=thought
             ),
             tokenizer,
             spelled,
             model.cfg.context_length,
         )
-        for index, prompt in zip(indices or range(len(prompts)), prompts, strict=True)
+        for index, prompt, own in zip(indices or range(len(prompts)), prompts, each, strict=True)
     ]
 
 

@@ -26,8 +26,8 @@ class Completion:
     text: str
     """Their text, special tokens spelled out, up to a stop string."""
     finish_reason: FinishReason
-    """stop: a stop token or string; length: max_tokens, or the end of the model's context; cancelled, deadline
-    and error: given up by the engine."""
+    """stop: a stop token or string; length: max_tokens, or the end of the model's context; deadline: there was no
+    time for it; cancelled and error: given up by the engine."""
     stop_id: int | None = None
     """The stop token that ended it, if one did."""
     logprobs: list[float] | None = None

@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import signal
 import subprocess
 import sys
 import textwrap
@@ -420,6 +421,28 @@ def test_descendants_are_found_and_the_peak_stays_when_memory_is_given_back():
         child.wait()
     assert watch.peak_bytes > 1e6
     assert child.pid not in descendants(os.getpid())
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_race_that_is_ended_ends_what_it_runs(tmp_path, number):
+    watched = "import time; print('on', flush=True); time.sleep(600)"
+    program = (
+        "import sys; from pathlib import Path; from onesitting.bench.processes import run_watched\n"
+        f"run_watched([sys.executable, '-c', {watched!r}], cwd=Path('.'), limit_s=600, log=Path('log'))"
+    )
+    race = subprocess.Popen([sys.executable, "-c", program], cwd=tmp_path, stderr=subprocess.DEVNULL)
+    try:
+        deadline = time.time() + 60
+        while time.time() < deadline and not ((log := tmp_path / "log").exists() and log.read_text()):
+            time.sleep(0.05)
+        below = [pid for pid in descendants(race.pid) if pid != race.pid]
+        assert len(below) == 1
+        race.send_signal(number)
+        code = race.wait(30)
+    finally:
+        race.kill()
+    assert code == {signal.SIGTERM: 128 + signal.SIGTERM, signal.SIGINT: -signal.SIGINT}[number]
+    assert not any(is_alive(pid) for pid in below)
 
 
 @pytest.mark.parametrize("name", ["cpu", "gpu"])

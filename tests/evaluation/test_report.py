@@ -187,6 +187,13 @@ def test_a_suite_that_was_not_asked_for_is_not_missing(run: RunFolder) -> None:
     assert not read_report(run).missing
 
 
+def test_questions_for_which_there_was_no_time_are_missing(run: RunFolder) -> None:
+    shorter = result(0.84, 0.76, 0.9) | {"n": 80, "left_out": 20}
+    add_stage(run, "sft", done=True, suite={"reading": shorter, "stops": shorter | {"left_out": 0}})
+    assert "no time for 20 questions after sft (onesitting evaluate asks all)" in read_report(run).missing
+    assert "| 80–100 |" in write_report(run).read_text()
+
+
 def test_an_empty_run_is_reported_as_not_started(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run = RunFolder(tmp_path / "empty")
     run.path.mkdir()

@@ -1,5 +1,6 @@
 import json
 import math
+import time
 from collections.abc import Sequence
 
 import pytest
@@ -17,6 +18,7 @@ from onesitting.evaluation.suite import (
     score_suite,
     wilson_interval,
 )
+from onesitting.inference import generate as generation
 from onesitting.model.transformer import Transformer
 from onesitting.tokenizer.bpe import Tokenizer, train_tokenizer
 
@@ -109,6 +111,37 @@ def test_replies_that_did_not_stop_are_counted_over_all_tasks():
     assert (results["stops"].correct, results["stops"].n) == (10, 20)
     assert (results["facts"].correct, results["memory"].correct) == (10, 10)
     assert calls == [20]
+
+
+def test_where_the_time_ends_each_task_was_asked_about_as_often_and_says_what_is_left_out():
+    items = suite(WORLD, N)
+
+    def reply(asked: Sequence[Item]) -> list[RawReply | None]:
+        n = 3 * len(items) + 2
+        return [*oracle(asked[:n]), *[None] * (len(asked) - n)]
+
+    results = score_suite(items, reply)
+    tasks = list(items)
+    assert [results[task].n for task in tasks] == [4, 4, *[3] * (len(tasks) - 2)]
+    assert [results[task].left_out for task in tasks] == [N - results[task].n for task in tasks]
+    assert results["stops"].n == 3 * len(items) + 2
+    assert all(result.accuracy == 1 for result in results.values())
+    assert results["stories_grammatical"].left_out == 0, "each question is counted once"
+    nothing = score_suite(items, lambda asked: [None] * len(asked))
+    assert {results.n for results in nothing.values()} == {0}
+
+
+def test_a_suite_whose_time_is_over_asks_the_first_batch_alone(
+    model_and_tokenizer: tuple[Transformer, Tokenizer], monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(generation, "BATCH_ROWS", 8)
+    items = suite(WORLD, 4)
+    results = run_suite(*model_and_tokenizer, items, max_tokens=4, ends_at=time.monotonic())
+    assert sum(results[task].n for task in items) == 8
+    assert sum(results[task].left_out for task in items) == 4 * len(items) - 8
+    settings = EvaluationConfig(thinking="both", thinking_tokens=2)
+    both = run_suite_thinking(*model_and_tokenizer, items, settings, time.monotonic())
+    assert both["stops"].n == both["stops_thinking"].n == 8
 
 
 def test_examples_show_wrong_and_right_replies():

@@ -191,3 +191,43 @@ def test_memory_stays_flat_from_one_call_to_the_next(model: Transformer, tokeniz
     before = peak_bytes()
     # A call's caches are 0.7 MB; keeping those of 16 calls would show.
     assert max(peak_bytes() for _ in range(4)) - before < 6e6
+
+
+class Ticks:
+    """A clock that moves on by a second each time that it is read."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def monotonic(self) -> float:
+        self.now += 1.0
+        return self.now
+
+
+@pytest.mark.parametrize(("ends_at", "n_written"), [(0.0, 2), (20.0, 4), (36.0, 8), (1000.0, 12)])
+def test_texts_for_which_there_is_no_time_are_not_begun(
+    model: Transformer,
+    tokenizer: Tokenizer,
+    monkeypatch: pytest.MonkeyPatch,
+    ends_at: float,
+    n_written: int,
+) -> None:
+    """Two texts at a time, eight steps each, one reading of the clock a step."""
+    monkeypatch.setattr(generation, "BATCH_ROWS", 2)
+    prompts, eight = encoded(tokenizer) * 2, Sampling(temperature=0.0, max_tokens=8)
+    expected = generate(model, tokenizer, prompts, eight, set())
+    monkeypatch.setattr(generation, "time", clock := Ticks())
+    done = generate(model, tokenizer, prompts, eight, set(), ends_at=ends_at)
+    assert done[:n_written] == expected[:n_written]
+    assert {text.finish_reason for text in done[n_written:]} <= {"deadline"}
+    assert all(text.ids == [] and text.text == "" for text in done[n_written:])
+    assert clock.now <= max(ends_at, 10) + 2
+
+
+def test_each_text_may_have_its_own_sampling(model: Transformer, tokenizer: Tokenizer) -> None:
+    prompts = encoded(tokenizer)
+    each = [Sampling(temperature=0.0, max_tokens=n) for n in range(1, len(prompts) + 1)]
+    together = generate(model, tokenizer, prompts, each, set())
+    assert [len(text.ids) for text in together] == [1, 2, 3, 4, 5, 6]
+    for prompt, sampling, text in zip(prompts, each, together, strict=True):
+        assert generate(model, tokenizer, [prompt], sampling, set()) == [text]
