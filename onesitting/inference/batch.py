@@ -14,7 +14,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from onesitting.inference.lookup import GUESSED_TOKENS, Lookup
+from onesitting.inference.lookup import Lookup
 from onesitting.inference.row import Row, TokenLogprob
 from onesitting.inference.sampling import Sampling, choose
 from onesitting.model.kv_cache import CHUNK, KVCache, Next, Piece
@@ -156,7 +156,7 @@ class Batch:
         if row not in self._lookups:
             self._lookups[row] = Lookup()
         # The last token that fits follows one that is read, not a guess.
-        n = min(GUESSED_TOKENS, row.limit - len(row.ids) - 1)
+        n = min(self.model.alike_rows, row.limit - len(row.ids)) - 1
         return self._lookups[row].guess(row.prompt, row.ids, n) if n > 0 else []
 
     def _write_guessed(self, row: Row, guesses: list[int], logits: Tensor) -> None:

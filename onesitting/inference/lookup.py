@@ -2,15 +2,18 @@
 
 Names, quotations, code and the arguments of calls repeat what is in the prompt or was just written. Rows of a matrix
 product are padded anyway (model/packed.py), so a few guessed tokens are read beside the last one for little more than
-its time, and those that the model would have written are kept. The choice is the one that is made without guesses, by
-the same random numbers, so the text is the same to the bit at every temperature.
+its time, and those that the model would have written are kept. While all of them are, the next pass takes more. The
+choice is the one that is made without guesses, by the same random numbers, so the text is the same to the bit at every
+temperature.
 Source: Saxena 2023, "Prompt lookup decoding", https://github.com/apoorvumang/prompt-lookup-decoding.
 """
 
 from collections.abc import Sequence
 
 GUESSED_TOKENS = 3
-"""Most tokens guessed for a pass: with the last token they fill the four rows that a packed product has at least."""
+"""Tokens guessed for a pass: with the last token they fill the four rows that a packed product has at least."""
+MOST_GUESSED = 15
+"""Those of a pass after passes whose guesses were all right, each of which lets the next take twice the rows."""
 CONTEXTS: tuple[int, ...] = (3, 2, 1)
 """Tokens that must have stood before in the same order; guesses behind longer contexts are right more often."""
 WORTH = 0.2
@@ -34,6 +37,7 @@ class Lookup:
         self._mean_accepted: dict[int, float] = dict.fromkeys(CONTEXTS, FIRST_MEAN)
         self._n_chances: dict[int, int] = dict.fromkeys(CONTEXTS, 0)
         self._size = 0
+        self._n_next = GUESSED_TOKENS
 
     def guess(self, prompt: Sequence[int], ids: Sequence[int], n: int) -> list[int]:
         """At most n tokens that may come after prompt + ids, [] if nothing speaks for any."""
@@ -55,10 +59,12 @@ class Lookup:
                 if self._n_chances[size] % TRIAL:
                     break
             period = len(text) - place  # a guess that would reach beyond the text goes round
-            return [text[place + i % period] for i in range(n)]
+            return [text[place + i % period] for i in range(min(n, self._n_next))]
         return []
 
     def learn(self, n_guessed: int, n_accepted: int) -> None:
         """Take in how many of the last guesses were right."""
         self.n_guessed, self.n_accepted = self.n_guessed + n_guessed, self.n_accepted + n_accepted
-        self._mean_accepted[self._size] += MEMORY * (n_accepted - self._mean_accepted[self._size])
+        self._n_next = min(2 * self._n_next + 1, MOST_GUESSED) if n_accepted == n_guessed else GUESSED_TOKENS
+        mean = self._mean_accepted[self._size]
+        self._mean_accepted[self._size] += MEMORY * (min(n_accepted, GUESSED_TOKENS) - mean)

@@ -21,7 +21,8 @@ from onesitting.model.linear import Linear
 from onesitting.model.transformer import GELU, Attention, Context, RMSNorm, SwiGLU, Transformer
 
 PACKED_ROWS = 4
-"""A packed product has the same rows, bit for bit, for every number of rows from 2 on (tests/model/test_packed.py)."""
+"""A packed product has the same rows, bit for bit, for every number of rows from 2 on (tests/model/test_packed.py);
+of bfloat16 with matrix tiles (AMX) only up to a number that depends on its shape."""
 
 
 @functools.cache
@@ -45,6 +46,7 @@ class PackedLinear(nn.Module):
     def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
         super().__init__()
         weight = weight.detach().contiguous()
+        self.shape = weight.shape[0], weight.shape[1]
         self.is_packed = can_pack(weight.device.type, weight.dtype)
         # Not a buffer: nothing saves or moves a weight in this layout.
         self.weight = (
@@ -57,6 +59,16 @@ class PackedLinear(nn.Module):
         if self.is_packed:
             return torch.ops.mkldnn._linear_pointwise.default(x, self.weight, self.bias, "none", [], "")
         return F.linear(x, self.weight, self.bias)
+
+
+@functools.cache
+def rows_are_alike(shape: tuple[int, int], dtype: torch.dtype, most: int) -> bool:
+    """Whether up to `most` rows of a packed product with a matrix (out, in) have the bits of PACKED_ROWS, by trial."""
+    source = torch.Generator().manual_seed(0)
+    layer = PackedLinear(torch.randn(shape, generator=source).to(dtype), None)
+    x = torch.randn(most, shape[1], generator=source).to(dtype)
+    few = torch.cat([layer(part) for part in x.split(PACKED_ROWS)])
+    return all(torch.equal(layer(x[:n]), few[:n]) for n in range(PACKED_ROWS, most + 1, PACKED_ROWS))
 
 
 class PackedNorm(nn.Module):
@@ -160,4 +172,7 @@ def packed(model: Transformer, dtype: torch.dtype) -> Transformer:
         model.packed_head = PackedLinear(model.output_weight, None)
     if is_whole:
         model.row_multiple = PACKED_ROWS
+        shapes = {layer.shape for layer in model.modules() if isinstance(layer, PackedLinear)}
+        if not all(rows_are_alike(shape, dtype, model.alike_rows) for shape in shapes):
+            model.alike_rows = PACKED_ROWS
     return model

@@ -223,6 +223,8 @@ class Transformer(nn.Module):
         """What passes that keep gradients are made of; all others are plain, as each of their shapes comes seldom."""
         self.row_multiple = 16
         """A row of a matrix product has the same bits in any company, if their number is a multiple of this."""
+        self.alike_rows = 16
+        """Most rows whose bits are those in a product of row_multiple: a text alone reads so many at once."""
         if seed is not None:
             self.init_weights(seed)
 

@@ -1,5 +1,6 @@
 """Guesses from the text itself change how fast a text is written, and nothing else."""
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 import pytest
@@ -10,7 +11,7 @@ from onesitting.inference import batch as batches
 from onesitting.inference.batch import Batch
 from onesitting.inference.engine import Engine, Request
 from onesitting.inference.generate import for_decoding, generate, stream
-from onesitting.inference.lookup import GUESSED_TOKENS, TRIAL, Lookup
+from onesitting.inference.lookup import GUESSED_TOKENS, MOST_GUESSED, TRIAL, Lookup
 from onesitting.inference.row import Row, RowSettings, Thought
 from onesitting.inference.sampling import Sampling
 from onesitting.inference.text_stream import spelled_bytes
@@ -135,6 +136,29 @@ def test_forced_tokens_penalties_and_biases_hold_within_a_pass(
     assert sum(one.n_accepted for one in lookups) > 0
 
 
+@pytest.mark.parametrize("alike_rows", [4, 16])
+def test_a_pass_has_as_many_rows_as_have_the_same_bits(
+    model: Transformer, tokenizer: Tokenizer, alike_rows: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    n_guessed: list[int] = []
+
+    class Looping(Lookup):
+        def guess(self, prompt: Sequence[int], ids: Sequence[int], n: int) -> list[int]:
+            found = super().guess(prompt, ids, n)
+            n_guessed.append(len(found))
+            return found
+
+        def learn(self, n_guessed: int, n_accepted: int) -> None:
+            super().learn(n_guessed, n_guessed)  # as if all had been right
+
+    monkeypatch.setattr(batches, "Lookup", Looping)
+    laid_out = for_decoding(model, None)
+    expected = generate(laid_out, tokenizer, [[5]], GREEDY, set(), guess=False)
+    monkeypatch.setattr(laid_out, "alike_rows", alike_rows)
+    assert generate(laid_out, tokenizer, [[5]], GREEDY, set()) == expected
+    assert max(n_guessed) == alike_rows - 1
+
+
 def test_the_engine_guesses_for_a_client_alone_and_counts_every_token(
     model: Transformer, tokenizer: Tokenizer, lookups: list[Lookup]
 ) -> None:
@@ -178,3 +202,14 @@ def test_guesses_that_fail_become_rare_and_come_back_when_they_are_right() -> No
     assert n_passes_with_guesses(10 * TRIAL, 0) == 10
     n_passes_with_guesses(TRIAL, 3)
     assert n_passes_with_guesses(20, 3) == 20
+
+
+def test_while_all_guesses_are_right_the_next_pass_takes_more_up_to_what_fits() -> None:
+    lookup, ids = Lookup(), [1, 2, 1, 2]
+    passes = [(99, 3, 3), (99, 7, 7), (99, 15, 15), (4, 4, 4), (99, 15, 8), (99, 3, 0)]
+    for n_fit, n_guessed, n_right in passes:
+        guesses = lookup.guess([], ids, n_fit)
+        assert guesses == ([1, 2] * 8)[: len(guesses)]
+        assert len(guesses) == n_guessed <= MOST_GUESSED
+        lookup.learn(n_guessed, n_right)
+        ids += [1, 2] * 2  # whatever was kept

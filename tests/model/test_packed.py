@@ -61,6 +61,26 @@ def test_rows_of_a_packed_product_do_not_depend_on_how_many_there_are(dtype: tor
             assert torch.equal(layer(x[:n]), whole[:n])
 
 
+@needs_packing
+def test_a_text_alone_reads_no_more_rows_than_have_the_same_bits(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = random_model(BASE)
+    assert packed(model, torch.float32).alike_rows == 16
+    asked: set[tuple[int, int]] = set()
+
+    def differ(shape: tuple[int, int], dtype: torch.dtype, most: int) -> bool:
+        assert (dtype, most) == (torch.float32, 16)
+        asked.add(shape)
+        return False
+
+    monkeypatch.setattr(packing, "rows_are_alike", differ)
+    ours = packed(model, torch.float32)
+    assert ours.alike_rows == ours.row_multiple == PACKED_ROWS
+    monkeypatch.setattr(packing, "rows_are_alike", lambda shape, *_: asked.add(shape) is None)
+    packed(model, torch.float32)
+    layers = [layer for layer in ours.modules() if isinstance(layer, PackedLinear)]
+    assert asked == {(layer(torch.zeros(4, layer.shape[1])).shape[1], layer.shape[1]) for layer in layers}
+
+
 @torch.inference_mode()
 def test_the_copy_does_not_follow_the_model_nor_change_it() -> None:
     model = random_model(BASE)
