@@ -35,7 +35,7 @@ from onesitting.stages.pretrain import PretrainStage, count_ngrams
 from onesitting.tokenizer.bpe import Tokenizer, train_tokenizer
 from onesitting.train import distributed
 from onesitting.train.device import detect, plan_device
-from onesitting.train.muon import orthogonalise, polar_coefficients, rate_scale
+from onesitting.train.muon import SMALLEST_SINGULAR_VALUE, orthogonalise, polar_coefficients, rate_scale
 from onesitting.train.optim import MatrixGroup, MuonAdamW, build_optimizer, gradients
 from onesitting.train.schedule import decay_start, fall, rise
 
@@ -124,6 +124,11 @@ def jordan(trial: Trial) -> None:
 def three_iterations(trial: Trial) -> None:
     """Three Newton-Schulz iterations, which cost three fifths."""
     trial.optimizer.coefficients = polar_coefficients(3, 1e-2)
+
+
+def four_iterations(trial: Trial) -> None:
+    """Four Newton-Schulz iterations for the same smallest singular value, which cost four fifths."""
+    trial.optimizer.coefficients = polar_coefficients(4, SMALLEST_SINGULAR_VALUE)
 
 
 def nesterov(group: MatrixGroup, beta: float) -> list[Tensor]:
@@ -337,6 +342,7 @@ IDEAS: dict[str, Idea] = {
     "momentum warm-up": Idea(change=momentum_warmup),
     "jordan": Idea(change=jordan),
     "three iterations": Idea(change=three_iterations),
+    "four iterations": Idea(change=four_iterations),
     "normuon": Idea(change=normuon),
     "cautious decay": Idea(change=cautious_decay),
     "cautious update": Idea(change=cautious_update),

@@ -31,6 +31,8 @@ TEXT = (
 """What all prompts are cut from."""
 SHORTEST_PROMPT = 4
 """Tokens of the first prompt; each further one is a token longer, up to the text's length, and then again."""
+N_ALONE = 5
+"""Prompts of one stream, one after the other: how much it can guess depends on the text."""
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
@@ -48,9 +50,11 @@ class DecodeSpeed:
     theirs_per_s: float
     ratio: float
     same: int
-    """Streams with the same greedy tokens from both."""
+    """Texts with the same greedy tokens from both."""
+    n_texts: int
+    """N_ALONE for one stream, else one a stream."""
     first_difference: int | None
-    """Earliest place at which a stream differs; None if none does."""
+    """Earliest place at which a text differs; None if none does."""
 
 
 def bench_generate(
@@ -97,23 +101,29 @@ def bench_generate(
     return record
 
 
-def _prompts(tokenizer: Tokenizer, n: int) -> list[list[int]]:
-    """n prompts of unequal length that begin as documents do."""
+def _prompts(tokenizer: Tokenizer, n: int) -> list[list[list[int]]]:
+    """Prompts for n streams, in groups that are written together: n of unequal length that begin as documents do.
+
+    For one stream, N_ALONE of equal length from all over the text, each alone.
+    """
     ids = tokenizer.encode(TEXT)
     span = len(ids) - SHORTEST_PROMPT
-    return [[tokenizer.eos_id, *ids[: SHORTEST_PROMPT + i % span]] for i in range(n)]
+    if n == 1:
+        places = [i * span // N_ALONE for i in range(N_ALONE)]
+        return [[[tokenizer.eos_id, *ids[place : place + SHORTEST_PROMPT]]] for place in places]
+    return [[[tokenizer.eos_id, *ids[: SHORTEST_PROMPT + i % span]] for i in range(n)]]
 
 
 def _measure(
     model: Transformer,
     tokenizer: Tokenizer,
     theirs: Any,
-    prompts: list[list[int]],
+    groups: list[list[list[int]]],
     tokens: int,
     repeats: int,
     plan: DevicePlan,
 ) -> DecodeSpeed:
-    longest = max(map(len, prompts))
+    longest = max(len(prompt) for prompts in groups for prompt in prompts)
     if longest + tokens > model.cfg.context_length:
         raise UserError(
             f"--tokens {tokens}: with prompts of {longest} tokens they exceed the model's context of "
@@ -122,26 +132,32 @@ def _measure(
     sampling = Sampling(temperature=0.0, max_tokens=tokens)
 
     def ours(guess: bool = True) -> list[list[int]]:
-        done = generate(model, tokenizer, prompts, sampling, stop_ids=frozenset(), guess=guess)
-        return [one.ids for one in done]
+        done = [
+            generate(model, tokenizer, prompts, sampling, stop_ids=frozenset(), guess=guess)
+            for prompts in groups
+        ]
+        return [text.ids for texts in done for text in texts]
 
     def other() -> list[list[int]]:
-        return _generate_theirs(theirs, prompts, tokens, tokenizer.eos_id)
+        done = [_generate_theirs(theirs, prompts, tokens, tokenizer.eos_id) for prompts in groups]
+        return [ids for texts in done for ids in texts]
 
+    streams = len(groups[0])
     our_ids, our_s = _fastest(ours, repeats, plan)
-    unguessed_s = _fastest(lambda: ours(guess=False), repeats, plan)[1] if len(prompts) == 1 else our_s
+    unguessed_s = _fastest(lambda: ours(guess=False), repeats, plan)[1] if streams == 1 else our_s
     their_ids, their_s = _fastest(other, repeats, plan)
     differing = [_first_difference(a, b) for a, b in zip(our_ids, their_ids, strict=True)]
     places = [place for place in differing if place is not None]
-    n = len(prompts) * tokens
+    n = len(our_ids) * tokens
     return DecodeSpeed(
-        streams=len(prompts),
+        streams=streams,
         new_tokens=tokens,
         ours_per_s=n / our_s,
         unguessed_per_s=n / unguessed_s,
         theirs_per_s=n / their_s,
         ratio=their_s / our_s,
         same=differing.count(None),
+        n_texts=len(our_ids),
         first_difference=min(places, default=None),
     )
 
@@ -207,7 +223,7 @@ def _table(speeds: Sequence[DecodeSpeed]) -> str:
         ]
     ]
     for speed in speeds:
-        same = f"{speed.same} of {speed.streams}"
+        same = f"{speed.same} of {speed.n_texts}"
         if speed.first_difference is not None:
             same += f", first difference after {speed.first_difference}"
         rates = [f"{speed.ours_per_s:,.0f}", f"{speed.unguessed_per_s:,.0f}"]

@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import chain, zip_longest
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from onesitting.config import EvaluationConfig
 from onesitting.data.world.scoring import Reply, Score
@@ -87,10 +87,14 @@ def run_suite(
     ends_at: by time.monotonic(), when to be done; items for which there is no time are left out (`generate`).
     """
 
+    began = time.monotonic()
+
     def reply(asked: Sequence[Item]) -> Sequence[RawReply | None]:
+        # To judge the replies will take about as long as to judge the baselines' did.
+        until = None if ends_at is None else ends_at - (time.monotonic() - began)
         return model_replies(
             model, tokenizer, asked, mode=mode, max_tokens=max_tokens, thinking=thinking,
-            thinking_tokens=thinking_tokens, ends_at=ends_at,
+            thinking_tokens=thinking_tokens, ends_at=until,
         )  # fmt: skip
 
     return score_suite(items, reply, mode=mode)
@@ -167,33 +171,40 @@ def score_suite(
     """
     turns = zip_longest(*([(task, item) for item in of_task] for task, of_task in items.items()))
     asked = [turn for turn in chain.from_iterable(turns) if turn is not None]
+    guesses = [score(item, item.baseline_reply) for _, item in asked]
     replies = reply([item for _, item in asked])
     answered = [
-        (task, item, got) for (task, item), got in zip(asked, replies, strict=True) if got is not None
+        _Answered(task, item, raw, score(item, parsed(raw.text, mode, item.prompt)), guess)
+        for (task, item), raw, guess in zip(asked, replies, guesses, strict=True)
+        if raw is not None
     ]
     results: dict[str, TaskResult] = {}
     for task, of_task in items.items():
-        mine = [(item, got) for its_task, item, got in answered if its_task == task]
-        results |= _task_results(task, [item for item, _ in mine], [got for _, got in mine], mode)
+        mine = [answer for answer in answered if answer.task == task]
+        results |= _task_results(task, mine)
         results[task] = replace(results[task], left_out=len(of_task) - len(mine))
     if mode == "chat":
-        results["stops"] = _result([got.stopped for _, _, got in answered], None)
+        results["stops"] = _result([answer.raw.stopped for answer in answered], None)
     return results
 
 
-def _task_results(
-    task: str, items: Sequence[Item], replies: Sequence[RawReply], mode: Mode
-) -> dict[str, TaskResult]:
+class _Answered(NamedTuple):
+    """An item, the reply to it, and what both the reply and the baseline are worth."""
+
+    task: str
+    item: Item
+    raw: RawReply
+    score: Score
+    guess: Score
+
+
+def _task_results(task: str, answers: Sequence[_Answered]) -> dict[str, TaskResult]:
     """The task's result, and one for each part of its scores."""
-    scores = [
-        score(item, parsed(raw.text, mode, item.prompt)) for item, raw in zip(items, replies, strict=True)
-    ]
-    guesses = [score(item, item.baseline_reply) for item in items]
-    examples = _examples(items, replies, scores)
-    results = {task: _result([s.correct for s in scores], [s.correct for s in guesses], examples)}
-    for part in dict.fromkeys(name for s in scores for name in s.parts):
-        got = [s.parts[part] for s in scores if part in s.parts]
-        guessed = [s.parts[part] for s in guesses if part in s.parts]
+    right, guessed = [a.score.correct for a in answers], [a.guess.correct for a in answers]
+    results = {task: _result(right, guessed, _examples(answers))}
+    for part in dict.fromkeys(name for answer in answers for name in answer.score.parts):
+        got = [a.score.parts[part] for a in answers if part in a.score.parts]
+        guessed = [a.guess.parts[part] for a in answers if part in a.guess.parts]
         results[f"{task}_{part}"] = _result(got, guessed)
     return results
 
@@ -236,11 +247,11 @@ def wilson_interval(correct: int, n: int) -> tuple[float, float]:
     return (0.0 if correct == 0 else centre - half), (1.0 if correct == n else centre + half)
 
 
-def _examples(items: Sequence[Item], replies: Sequence[RawReply], scores: Sequence[Score]) -> list[Example]:
+def _examples(answers: Sequence[_Answered]) -> list[Example]:
     """Up to half of them wrong ones, the rest right ones, in the order of the items."""
-    wrong = [i for i, s in enumerate(scores) if not s.correct][: N_EXAMPLES // 2]
-    right = [i for i, s in enumerate(scores) if s.correct][: N_EXAMPLES - len(wrong)]
+    wrong = [i for i, a in enumerate(answers) if not a.score.correct][: N_EXAMPLES // 2]
+    right = [i for i, a in enumerate(answers) if a.score.correct][: N_EXAMPLES - len(wrong)]
     return [
-        Example(items[i].text(), replies[i].text, scores[i].correct, scores[i].detail)
-        for i in sorted(wrong + right)
+        Example(a.item.text(), a.raw.text, a.score.correct, a.score.detail)
+        for a in (answers[i] for i in sorted(wrong + right))
     ]

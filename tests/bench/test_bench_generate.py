@@ -37,11 +37,12 @@ def test_ours_and_transformers_write_the_same_greedy_text(model_folder, tmp_path
     )
     assert json.loads(save.read_text()) == found
     assert [(s["streams"], s["same"], s["first_difference"]) for s in found["speeds"]] == [
-        (1, 1, None), (5, 5, None),
+        (1, 5, None), (5, 5, None),
     ]  # fmt: skip
     for speed in found["speeds"]:
         assert speed["ratio"] == pytest.approx(speed["ours_per_s"] / speed["theirs_per_s"])
         assert speed["ours_per_s"] > 1
+    assert [speed["n_texts"] for speed in found["speeds"]] == [5, 5]
     assert "5 of 5" in capsys.readouterr().out
 
 
@@ -69,9 +70,16 @@ def test_a_difference_is_found_at_its_place():
 
 def test_prompts_have_unequal_lengths_and_begin_as_documents_do(model_folder):
     tokenizer = Tokenizer.load(model_folder)
-    prompts = bench._prompts(tokenizer, 9)
+    [prompts] = bench._prompts(tokenizer, 9)
     assert len({len(prompt) for prompt in prompts}) == 9
     assert all(prompt[0] == tokenizer.eos_id for prompt in prompts)
+
+
+def test_one_stream_writes_several_texts_one_after_the_other(model_folder):
+    tokenizer = Tokenizer.load(model_folder)
+    groups = bench._prompts(tokenizer, 1)
+    assert [len(prompts) for prompts in groups] == [1] * bench.N_ALONE
+    assert len({tuple(prompt) for [prompt] in groups}) == bench.N_ALONE
 
 
 def test_more_tokens_than_the_context_holds_are_refused_with_what_fits(model_folder):

@@ -30,7 +30,7 @@ from onesitting.data.world import (
     stories_people,
     stories_things,
 )
-from onesitting.data.world.story_parse import END_MARKS, Sentence, Violation, parse
+from onesitting.data.world.story_parse import END_MARKS, Sentence, Violation, base_name, parse
 
 _N_HARVESTED = 6_000
 
@@ -205,7 +205,7 @@ def check_form(sentences: list[Sentence], title: str) -> list[Violation]:
 
 
 def _known(word: str, lower: frozenset[str], upper: frozenset[str]) -> bool:
-    base = re.sub(r"'s?$", "", word)
+    base = base_name(word)
     return base in upper or base.lower() in lower or word in upper or word.lower() in lower
 
 

@@ -6,7 +6,7 @@ import re
 from dataclasses import dataclass, field
 
 from onesitting.data.world import lexicon as lx
-from onesitting.data.world.story_grammar import Sentence
+from onesitting.data.world.story_parse import Sentence, base_name
 from onesitting.data.world.story_tables import (
     FEMALE,
     INTRODUCERS,
@@ -45,11 +45,6 @@ class Mind:
 
 
 # -- persons ----------------------------------------------------------------------------------------
-
-
-def base_name(token: str) -> str:
-    """The name without a possessive ending: `Mia's` -> `Mia`."""
-    return re.sub(r"'s?$", "", token)
 
 
 def check_names(mind: Mind, sentence: Sentence, i: int) -> list[tuple[str, str]]:

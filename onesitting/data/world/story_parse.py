@@ -35,6 +35,11 @@ _TOKEN = re.compile(r"[A-Za-z]+(?:['-][A-Za-z]+)*'?|\d+|[.!?]+|[^\sA-Za-z0-9]")
 END_MARKS = frozenset((".", "!", "?", "..."))
 
 
+def base_name(token: str) -> str:
+    """The name without a possessive ending: `Mia's` -> `Mia`."""
+    return token[:-2] if token.endswith("'s") else token.removesuffix("'")
+
+
 def tokenize(text: str) -> list[str]:
     """Words, numbers and marks of a text."""
     return _TOKEN.findall(text)

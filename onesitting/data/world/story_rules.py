@@ -17,12 +17,12 @@ from onesitting.data.world import lexicon as lx
 from onesitting.data.world.story_grammar import Sentence, Violation, check_form, parse
 from onesitting.data.world.story_mind import (
     Mind,
-    base_name,
     check_names,
     check_pronouns,
     check_speakers,
     subject_of,
 )
+from onesitting.data.world.story_parse import base_name
 from onesitting.data.world.story_tables import (
     BREAK,
     CLOSING,
@@ -39,21 +39,26 @@ from onesitting.data.world.story_tables import (
     TIMES,
 )  # fmt: skip
 
-__all__ = ["Violation", "check_story"]
+__all__ = ["Violation", "check_story", "violations"]
 
 
 def check_story(text: str) -> list[Violation]:
-    """Everything that is wrong with a story, in the order of the text; an empty list if nothing is."""
-    if len(text.split()) < 25:
-        return [Violation("unfinished", -1, "too short for a story")]
+    """Everything that is wrong with a story; an empty list if nothing is."""
+    form, content = violations(text)
+    return form + content
+
+
+def violations(text: str) -> tuple[list[Violation], list[Violation]]:
+    """What is wrong with a story's form, and with what it tells; each in the order of the text."""
     title, sentences, problems = parse(text)
-    out = problems + check_form(sentences, title)
+    form, content = problems + check_form(sentences, title), list[Violation]()
+    if len(text.split()) < 25:
+        return form, [Violation("unfinished", -1, "too short for a story")]
     mind = Mind()
     for i, sentence in enumerate(sentences):
         for rule, detail in _read(mind, sentence, i):
-            out.append(Violation(rule, i, detail))
-    out += _as_a_whole(mind, sentences, text)
-    return out
+            content.append(Violation(rule, i, detail))
+    return form, content + _as_a_whole(mind, sentences, text)
 
 
 def _read(mind: Mind, sentence: Sentence, i: int) -> list[tuple[str, str]]:

@@ -118,8 +118,7 @@ def score_story(reply: Reply, reference: JSON) -> Score:
     reference: {"mentions": words that were asked for, "before": text that the reply continues, if any}.
     """
     # Here and not above: the rules take seconds to build their tables, and conversations need none of them.
-    from onesitting.data.world.story_grammar import check_form, parse
-    from onesitting.data.world.story_rules import check_story
+    from onesitting.data.world.story_rules import violations
 
     told = reply.content.strip()
     text = f"{reference['before']} {told}" if "before" in reference else told
@@ -131,12 +130,14 @@ def score_story(reply: Reply, reference: JSON) -> Score:
             else ("grammatical", "consistent")
         )
         return Score(False, f"{n_sentences} sentences are no story", dict.fromkeys(names, False))
-    title, parsed, problems = parse(text)
-    form = [*problems, *check_form(parsed, title)]
-    found = check_story(text)
-    grammatical, consistent = not form, all(violation in form for violation in found)
+    form, content = violations(text)
+    # A contradiction that is an error of form too is counted as that.
+    grammatical, consistent = not form, all(violation in form for violation in content)
     missing = [word for word in reference.get("mentions", ()) if not contains(told, word)]
-    detail = "; ".join(f"{violation.rule}: {violation.detail}" for violation in found[:3]) or "no errors"
+    detail = (
+        "; ".join(f"{violation.rule}: {violation.detail}" for violation in [*form, *content][:3])
+        or "no errors"
+    )
     parts = {"grammatical": grammatical, "consistent": consistent}
     if "mentions" in reference:
         parts["as_asked"] = not missing
