@@ -17,6 +17,7 @@ from onesitting.checkpoint import load_model
 from onesitting.config import RunConfig, stage_config
 from onesitting.data.tokens import Material, PreferenceFolder
 from onesitting.data.world import World
+from onesitting.data.world.suite import score
 from onesitting.evaluation.bits_per_byte import bits_per_byte, chat_bits_per_byte
 from onesitting.evaluation.preferences import compare_models
 from onesitting.evaluation.suite import TaskResult, model_replies, run_suite, run_suite_thinking
@@ -70,6 +71,7 @@ class Examiner:
         """About what a pass of the suite takes here, from the beginnings of its longest replies."""
         settings, model = self.cfg.evaluation, model.eval()
         items = World(self.cfg.seed).suite(8)["stories"] * 8  # as many rows as a batch of the suite has
+        score(items[0], items[0].baseline_reply)  # the first builds tables, and judging is timed later
         seconds: list[float] = []
         with torch.inference_mode(), self.plan.autocast():
             for _ in range(3):
