@@ -35,7 +35,7 @@ from onesitting.stages.pretrain import PretrainStage, count_ngrams
 from onesitting.tokenizer.bpe import Tokenizer, train_tokenizer
 from onesitting.train import distributed
 from onesitting.train.device import detect, plan_device
-from onesitting.train.muon import SMALLEST_SINGULAR_VALUE, orthogonalise, polar_coefficients, rate_scale
+from onesitting.train.muon import orthogonalise, polar_coefficients, rate_scale
 from onesitting.train.optim import MatrixGroup, MuonAdamW, build_optimizer, gradients
 from onesitting.train.schedule import decay_start, fall, rise
 
@@ -53,6 +53,14 @@ SIZES: dict[str, dict[str, Any]] = {
         "model.n_heads": 4,
         "model.n_kv_heads": 2,
         "model.d_ff": 640,
+    },
+    "26M": {
+        "model.n_layers": 7,
+        "model.d_model": 512,
+        "model.n_heads": 8,
+        "model.n_kv_heads": 2,
+        "model.d_ff": 1408,
+        "pretrain.step_tokens": 4096,
     },
 }
 COMMON: dict[str, Any] = {
@@ -121,14 +129,13 @@ def jordan(trial: Trial) -> None:
     trial.optimizer.coefficients = ((3.4445, -4.7750, 2.0315),) * 5
 
 
-def three_iterations(trial: Trial) -> None:
-    """Three Newton-Schulz iterations, which cost three fifths."""
-    trial.optimizer.coefficients = polar_coefficients(3, 1e-2)
+def iterations(n: int, smallest: float) -> Callable[[Trial], None]:
+    """Newton-Schulz iterations other than five for singular values from 0.001 on; each costs the same."""
 
+    def change(trial: Trial) -> None:
+        trial.optimizer.coefficients = polar_coefficients(n, smallest)
 
-def four_iterations(trial: Trial) -> None:
-    """Four Newton-Schulz iterations for the same smallest singular value, which cost four fifths."""
-    trial.optimizer.coefficients = polar_coefficients(4, SMALLEST_SINGULAR_VALUE)
+    return change
 
 
 def nesterov(group: MatrixGroup, beta: float) -> list[Tensor]:
@@ -341,8 +348,9 @@ IDEAS: dict[str, Idea] = {
     "momentum 0.97": Idea({"optim.momentum": 0.97}),
     "momentum warm-up": Idea(change=momentum_warmup),
     "jordan": Idea(change=jordan),
-    "three iterations": Idea(change=three_iterations),
-    "four iterations": Idea(change=four_iterations),
+    "three iterations": Idea(change=iterations(3, 1e-2)),
+    "four iterations": Idea(change=iterations(4, 1e-3)),
+    "four iterations from 0.003": Idea(change=iterations(4, 3e-3)),
     "normuon": Idea(change=normuon),
     "cautious decay": Idea(change=cautious_decay),
     "cautious update": Idea(change=cautious_update),
