@@ -130,7 +130,7 @@ def jordan(trial: Trial) -> None:
 
 
 def iterations(n: int, smallest: float) -> Callable[[Trial], None]:
-    """Newton-Schulz iterations other than five for singular values from 0.001 on; each costs the same."""
+    """Other Newton-Schulz iterations than four for singular values from 0.003 on; each costs the same."""
 
     def change(trial: Trial) -> None:
         trial.optimizer.coefficients = polar_coefficients(n, smallest)
@@ -349,8 +349,8 @@ IDEAS: dict[str, Idea] = {
     "momentum warm-up": Idea(change=momentum_warmup),
     "jordan": Idea(change=jordan),
     "three iterations": Idea(change=iterations(3, 1e-2)),
-    "four iterations": Idea(change=iterations(4, 1e-3)),
-    "four iterations from 0.003": Idea(change=iterations(4, 3e-3)),
+    "four iterations from 0.001": Idea(change=iterations(4, 1e-3)),
+    "five iterations": Idea(change=iterations(5, 1e-3)),
     "normuon": Idea(change=normuon),
     "cautious decay": Idea(change=cautious_decay),
     "cautious update": Idea(change=cautious_update),
