@@ -17,7 +17,6 @@ from typing import TypeVar
 import torch
 from rich.console import Console
 
-from onesitting.budgets import parse_budget
 from onesitting.checkpoint import find_model_folder, latest_checkpoint, load_model, save_adapter, save_model
 from onesitting.checks import check_config
 from onesitting.clock import Clock
@@ -110,9 +109,10 @@ class Run:
         ranks.barrier()
         self.plan = plan_device(cfg.device, detect(), ranks)
         self.reports = not only or "evaluate" in only or own_budget(cfg, only[0]) is not None
-        self.budget = parse_budget(cfg.budget)
-        allowed = total_seconds(cfg)
-        self.clock = Clock(self.folder.path / "timing.json", allowed, writes=ranks.rank == 0)
+        again = "evaluate" in only and (self.folder.stage(cfg.stages[-1]).path / "evaluation.json").is_file()
+        # Questions that are asked again are no part of the run's time.
+        writes = ranks.rank == 0 and not again
+        self.clock = Clock(self.folder.path / "timing.json", total_seconds(cfg), writes=writes)
         self.start_s = time.process_time()
         self.tokenizer: Tokenizer
         self.data: TokenFolder | None = None
@@ -345,8 +345,7 @@ class Run:
         with self.clock.phase(f"evaluate {name}"):
             if self.ranks.rank == 0:
                 self.say(f"{name} · asking the question suite")
-                base = name == "pretrain"
-                self.say(self.examiner.ask(path, folder.model, base=base, ends_at=ends_at))
+                self.say(self.examiner.ask(path, folder.model, base=name == "pretrain", ends_at=ends_at))
             self.ranks.barrier()
 
     @property

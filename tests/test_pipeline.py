@@ -58,6 +58,18 @@ def test_the_same_command_again_trains_nothing(place: Path) -> None:
     assert (place / "runs/tiny/sft/metrics.jsonl").read_bytes() == before
 
 
+def test_questions_that_are_asked_again_take_none_of_the_runs_time(place: Path) -> None:
+    run = place / "runs" / "tiny"
+    timing, asked = (run / "timing.json").read_bytes(), run / "sft/evaluation.json"
+    results = json.loads(asked.read_text())
+    asked.write_text(json.dumps({"facts": results["facts"] | {"left_out": 3}}))
+    again = command("evaluate", "runs/tiny", cwd=place)
+    assert again.returncode == 0, again.stdout + again.stderr
+    assert json.loads(asked.read_text()) == results, "all of them, and the same replies"
+    assert (run / "timing.json").read_bytes() == timing
+    assert json.loads((run / "report.json").read_text())["missing"] == []
+
+
 def test_a_stage_is_not_given_up_because_the_one_before_it_stalled(place: Path, tmp_path: Path) -> None:
     argv = ("run", *TINY, "--corpus.cache", str(place / "cache"), "--budget", "12s")
     assert command(*argv, cwd=tmp_path).returncode == 0
