@@ -427,7 +427,9 @@ def test_descendants_are_found_and_the_peak_stays_when_memory_is_given_back():
 def test_a_race_that_is_ended_ends_what_it_runs(tmp_path, number):
     watched = "import time; print('on', flush=True); time.sleep(600)"
     program = (
-        "import sys; from pathlib import Path; from onesitting.bench.processes import run_watched\n"
+        "import signal, sys; from pathlib import Path; from onesitting.bench.processes import run_watched\n"
+        # A shell starts what runs in the background with SIGINT ignored.
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
         f"run_watched([sys.executable, '-c', {watched!r}], cwd=Path('.'), limit_s=600, log=Path('log'))"
     )
     race = subprocess.Popen([sys.executable, "-c", program], cwd=tmp_path, stderr=subprocess.DEVNULL)
