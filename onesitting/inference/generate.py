@@ -57,7 +57,8 @@ def generate(
     guess: guess from the text itself where one is written alone (lookup.py), which changes nothing but the time.
     prefixes: what earlier calls with the very same weights have read; None: this call's own, if a prompt comes twice.
     ends_at: by time.monotonic(), when all texts should be written. A text that would end later if it grew as long as
-    the longest so far is not begun: it is empty and its finish_reason "deadline". The first BATCH_ROWS always are.
+    the longest so far is not begun: it is empty and its finish_reason "deadline". The first BATCH_ROWS always are
+    begun. A draft writes all texts, however late.
     """
     with torch.inference_mode():
         model = for_decoding(model, dtype)

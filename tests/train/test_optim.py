@@ -63,12 +63,22 @@ def test_iterations_bring_singular_values_close_to_one(n_iterations, smallest, e
     assert polar_coefficients(N_ITERATIONS, SMALLEST_SINGULAR_VALUE) == POLAR
 
 
-@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 0.22), (torch.bfloat16, 0.25)])
-def test_orthogonalised_matrix_has_the_singular_vectors_of_the_svd_and_values_near_one(dtype, tolerance):
+@pytest.mark.parametrize(
+    ("coefficients", "dtype", "tolerance"),
+    [
+        (polar_coefficients(5, 1e-3), torch.float32, 0.14),
+        (polar_coefficients(5, 1e-3), torch.bfloat16, 0.17),
+        (POLAR, torch.float32, 0.22),
+        (POLAR, torch.bfloat16, 0.25),
+    ],
+)
+def test_orthogonalised_matrix_has_the_singular_vectors_of_the_svd_and_values_near_one(
+    coefficients, dtype, tolerance
+):
     torch.manual_seed(0)
     matrices = torch.randn(3, 24, 60) * torch.tensor([1e-4, 1.0, 300.0]).view(3, 1, 1)
     u, _, vt = torch.linalg.svd(matrices, full_matrices=False)
-    result = orthogonalise(matrices.to(dtype)).float()
+    result = orthogonalise(matrices.to(dtype), coefficients).float()
     rotated = u.mT @ result @ vt.mT  # diagonal, if the singular vectors are kept
     diagonal = rotated.diagonal(dim1=-2, dim2=-1)
     assert (diagonal - 1).abs().max() < tolerance

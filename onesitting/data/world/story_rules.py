@@ -42,10 +42,13 @@ from onesitting.data.world.story_tables import (
 __all__ = ["Violation", "check_story", "violations"]
 
 
+UNFINISHED = Violation("unfinished", -1, "too short for a story")
+
+
 def check_story(text: str) -> list[Violation]:
     """Everything that is wrong with a story; an empty list if nothing is."""
     form, content = violations(text)
-    return form + content
+    return content if UNFINISHED in content else form + content  # a fragment's form says nothing
 
 
 def violations(text: str) -> tuple[list[Violation], list[Violation]]:
@@ -53,7 +56,7 @@ def violations(text: str) -> tuple[list[Violation], list[Violation]]:
     title, sentences, problems = parse(text)
     form, content = problems + check_form(sentences, title), list[Violation]()
     if len(text.split()) < 25:
-        return form, [Violation("unfinished", -1, "too short for a story")]
+        return form, [UNFINISHED]
     mind = Mind()
     for i, sentence in enumerate(sentences):
         for rule, detail in _read(mind, sentence, i):
