@@ -117,7 +117,9 @@ class Batch:
 
     def remove(self, row: Row) -> None:
         """Free a row's slot."""
-        self._free.append(self.rows.pop(row))
+        slot = self.rows.pop(row)
+        self._free.append(slot)
+        self.cache.free(slot)
         del self._n_read[row]
         self._seen.pop(row, None)
         self._lookups.pop(row, None)

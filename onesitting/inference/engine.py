@@ -339,8 +339,7 @@ class Engine:
             for row in list(self._batch.rows):
                 self._batch.remove(row)
             # In place: there may be no memory for a second cache. A NaN that is left would reach other texts.
-            self._batch.cache.keys.zero_()
-            self._batch.cache.values.zero_()
+            self._batch.cache.clear()
         for row in list(self._sent):
             row.finish("error")
             self._deliver(row, f"the engine failed: {type(error).__name__}")

@@ -18,10 +18,11 @@ company:
   number, but for AMX (train/device.py leaves it out of a server). oneDNN's packed products (packed.py) need fewer.
 Source of the idea: He et al. 2025, "Defeating nondeterminism in LLM inference", Thinking Machines Lab.
 
-Shapes: N tokens of a pass, B slots, R pieces, C = CHUNK, S slots' positions in use, H query heads, K key/value heads,
+Shapes: N tokens of a pass, B slots, R pieces, C = CHUNK, S positions of a slot now, H query heads, K key/value heads,
 G = H / K, D head width.
 """
 
+import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -84,13 +85,16 @@ class _Round(NamedTuple):
     n_copies: int
     """Tokens of the one slot; 1: of a slot each."""
     bias: Tensor
-    """(B·K, 1, S) float32, -inf at positions behind the token."""
+    """(B·K, 1, S), -inf at positions behind the token."""
     out: Tensor | None
     """(B·K, G, D) of the pass's attention, where each query has a token."""
 
 
 class KVCache:
     """Memory for `n_slots` texts of at most `max_tokens` tokens each, allocated once.
+
+    Slots are laid out no longer than the longest text that is there, and anew when that changes (once in CHUNK steps
+    of a lonely text): oneDNN copies the operands of a product that are not whole tensors, which took a tenth of a step.
 
     Raises UserError when max_tokens is beyond a learned position table.
     """
@@ -105,27 +109,60 @@ class KVCache:
         weight = model.model.embed_tokens.weight
         dtype, device = compute_dtype(weight), weight.device
         self.n_slots, self.max_tokens, self.row_multiple = n_slots, max_tokens, model.row_multiple
-        n_heads, self._least = cfg.n_kv_heads, CHUNK
+        self._n_query_heads, self._least = cfg.n_heads, CHUNK
         if dtype != torch.float32:
             self._least *= 1 + SMALL_PRODUCT // (CHUNK * cfg.n_heads * cfg.head_dim)
-        length = max(-(-max_tokens // CHUNK) * CHUNK, self._least)
+        longest = max(-(-max_tokens // CHUNK) * CHUNK, self._least)
         # One slot more than asked for receives the padding. Zeros, since an unseen position takes part with
         # weight 0, and 0 · NaN is NaN. Keys and values in one tensor, so that one operation stores both.
-        shape = (cfg.n_layers, 2, n_slots + 1, n_heads, length, cfg.head_dim)
-        memory = torch.zeros(shape, dtype=dtype, device=device)
-        self.keys, self.values = memory.unbind(1)  # (L, B, K, S, D)
-        self._rows = memory.view(cfg.n_layers, -1, cfg.head_dim).unbind()
-        """Of each layer, (2·B·K·S, D)."""
-        heads = memory.view(cfg.n_layers, 2, -1, length, cfg.head_dim)
-        self._heads = [(keys, values) for keys, values in heads]
-        """Of each layer, (B·K, S, D)."""
-        self._offsets = length * torch.cat(
-            (torch.arange(n_heads), (n_slots + 1) * n_heads + torch.arange(n_heads))
-        ).to(device)
-        self._index = torch.arange(length, device=device)
-        self._n_query_heads = cfg.n_heads
+        self._shape = (2, n_slots + 1, cfg.n_kv_heads, longest, cfg.head_dim)
+        self._memory = torch.zeros(cfg.n_layers, math.prod(self._shape), dtype=dtype, device=device)
+        self._index = torch.arange(longest, device=device)
         self._rope = rope_tables(self._index, cfg, dtype) if cfg.positions == "rope" else None  # (S, 1, D)
-        self._used = (0, 0, 0), self._heads
+        self._ends = [0] * (n_slots + 1)
+        """Positions that the text of each slot has used."""
+        self._arrange(self._least)
+
+    def free(self, slot: int) -> None:
+        """Forget the text of a slot."""
+        self._ends[slot] = 0
+
+    def clear(self) -> None:
+        """Forget everything, in place: nothing that a failed pass left is read again."""
+        self._memory.zero_()
+        self._ends = [0] * len(self._ends)
+        self._arrange(self._least)
+
+    def _views(self, length: int) -> Tensor:
+        """(L, 2, B, K, length, D): the memory as slots of so many positions."""
+        kinds, n_slots, n_heads, _, width = self._shape
+        used = self._memory[:, : kinds * n_slots * n_heads * length * width]
+        return used.view(len(used), kinds, n_slots, n_heads, length, width)
+
+    def _arrange(self, length: int) -> None:
+        """Lay the slots out with `length` positions each, whatever the memory holds."""
+        _, n_slots, n_heads, _, width = self._shape
+        self._whole, self.length = self._views(length), length
+        self.keys, self.values = self._whole.unbind(1)  # (L, B, K, S, D)
+        self._rows = [layer.view(-1, width) for layer in self._whole]
+        """Of each layer, (2·B·K·S, D)."""
+        self._heads = [(layer[0].flatten(0, 1), layer[1].flatten(0, 1)) for layer in self._whole]
+        """Keys and values of each layer, (B·K, S, D)."""
+        heads = torch.arange(n_heads, device=self._memory.device)
+        self._offsets = length * torch.cat((heads, n_slots * n_heads + heads))
+        self._used = (0, 0), self._heads
+
+    def _fit(self) -> None:
+        """Lay the slots out as long as the longest text needs; what they hold moves with them."""
+        length = max(-(-max(self._ends) // CHUNK) * CHUNK, self._least)
+        if length == self.length:
+            return
+        n = min(length, self.length)
+        for before, after in zip(self._whole, self._views(length), strict=True):
+            kept = before[..., :n, :].clone()  # the two lie over each other
+            after[..., :n, :] = kept
+            after[..., n:, :] = 0
+        self._arrange(length)
 
     def read(self, model: Transformer, pieces: Sequence[Piece], nexts: Sequence[Next]) -> Tensor:
         """(len(pieces) + len(nexts), d_model): hidden state of each piece's last token, then of each next token.
@@ -135,6 +172,9 @@ class KVCache:
         pass of its own would give it. A position that is read again holds the new token.
         """
         tokens, slots, positions, last = self._lay_out(pieces, nexts)
+        for slot, position in zip(slots, positions, strict=True):
+            self._ends[slot] = max(self._ends[slot], position + 1)
+        self._fit()
         device = self.keys.device
         laid_out = torch.tensor([tokens, slots, positions], device=device)  # (3, N)
         self.positions = laid_out[2:]  # (1, N)
@@ -194,10 +234,10 @@ class KVCache:
         one_slot = slots.count(slots[0]) == n
         if one_slot or slots == list(range(slots[0], slots[0] + n)):
             positions = [it.position for it in nexts]
-            memory = self._memory(slots[0], 1 if one_slot else n, max(positions))
+            memory = self._heads_of(slots[0], 1 if one_slot else n)
             group = (self.keys.shape[2] * n, -1, self.keys.shape[-1])
-            bias = self._bias(positions, memory[0][0].shape[1])
-            return [_Round(rows, None, memory, n if one_slot else 1, bias, self._y[rows].view(group))]
+            out = self._y[rows].view(group)
+            return [_Round(rows, None, memory, n if one_slot else 1, self._bias(positions), out)]
         members: list[list[int]] = []
         n_before: dict[int, int] = {}
         for index, slot in enumerate(slots):
@@ -220,24 +260,23 @@ class KVCache:
         ends = [0] * (max(slots) + 1)
         for slot, position, _ in nexts:
             ends[slot] = position
-        memory = self._memory(0, len(ends), max(ends))
-        bias = self._bias(ends, memory[0][0].shape[1])
+        memory, bias = self._heads_of(0, len(ends)), self._bias(ends)
         return _Round(slice(0), torch.tensor(slots, device=self.keys.device), memory, 1, bias, None)
 
-    def _memory(self, slot: int, n: int, last: int) -> list[tuple[Tensor, Tensor]]:
-        """Keys and values (n·K, S, D) of each layer, of n slots from `slot` on, up to the piece of position `last`."""
-        n_heads, in_use = self.keys.shape[2], max((last // CHUNK + 1) * CHUNK, self._least)
-        wanted = slot, n, in_use
-        if self._used[0] != wanted:  # the same for CHUNK steps
+    def _heads_of(self, slot: int, n: int) -> list[tuple[Tensor, Tensor]]:
+        """Keys and values (n·K, S, D) of each layer, of n slots from `slot` on."""
+        if self._used[0] != (slot, n):  # the same for many steps
+            n_heads = self.keys.shape[2]
             heads = slice(slot * n_heads, (slot + n) * n_heads)
-            self._used = wanted, [(k[heads, :in_use], v[heads, :in_use]) for k, v in self._heads]
+            self._used = (slot, n), [(k[heads], v[heads]) for k, v in self._heads]
         return self._used[1]
 
-    def _bias(self, ends: Sequence[int], in_use: int) -> Tensor:
-        """(B·K, 1, in_use) float32, -inf behind each end, else 0."""
+    def _bias(self, ends: Sequence[int]) -> Tensor:
+        """(B·K, 1, S) in the cache's dtype, -inf behind each end, else 0."""
         by_head = [end for end in ends for _ in range(self.keys.shape[2])]
-        behind = self._index[:in_use] > torch.tensor(by_head, device=self.keys.device)[:, None, None]
-        return torch.where(behind, -torch.inf, 0.0)
+        index = self._index[: self.length]
+        seen = index <= index.new_tensor(by_head)[:, None, None]
+        return self.keys.new_full(seen.shape, -torch.inf).masked_fill_(seen, 0.0)
 
     def attend(self, layer: int, qkv: Tensor) -> Tensor:
         """Attention (1, N, H·D) of the queries to the slots, after keys and values are stored.
@@ -269,6 +308,8 @@ class KVCache:
 
     def restore(self, slot: int, start: int, prefix: tuple[Tensor, Tensor]) -> None:
         """Put back what `prefix` gave, into any slot."""
+        self._ends[slot] = max(self._ends[slot], start + CHUNK)
+        self._fit()
         part = (slice(None), slot, slice(None), slice(start, start + CHUNK))
         self.keys[part], self.values[part] = prefix
 
@@ -305,17 +346,18 @@ def _attend_one(q: Tensor, keys: Tensor, values: Tensor, bias: Tensor, out: Tens
     """(B·K, G, D) attention of one query a slot, q (B, H, D), to keys and values (B·K, S, D), also written to `out`.
 
     Two matrix products a slot and key head. In bf16 on a CPU, 64 slots of 160 positions take 0.6 ms, where PyTorch's
-    fused kernel takes 4 ms. bias: (B·K, 1, S) float32.
+    fused kernel takes 4 ms. bias: (B·K, 1, S) in q's dtype.
     """
     D = q.shape[-1]
     queries = q.reshape(len(keys), -1, D)  # (B·K, G, D)
-    if q.dtype == bias.dtype:
+    if q.dtype == torch.float32:
         scores = torch.baddbmm(bias, queries, keys.transpose(1, 2), alpha=D**-0.5)  # (B·K, G, S)
     else:
         # Keys first: oneDNN copies a transposed right operand, and the queries are the smaller one. 32 slots of 128
         # positions: 480 -> 350 µs.
-        scores = (keys @ queries.transpose(1, 2)).transpose(1, 2).float().mul_(D**-0.5).add_(bias)
-    probs = scores.softmax(dim=-1).to(q.dtype)
+        turned = torch.bmm(keys, (queries * D**-0.5).transpose(1, 2)).transpose(1, 2)
+        scores = torch.add(turned, bias, out=turned.new_empty(turned.shape))
+    probs = scores.softmax(dim=-1)  # its sums are float32 inside
     S = probs.shape[-1]
     block = SUMMED if q.dtype == torch.float32 else S
     if block >= S:

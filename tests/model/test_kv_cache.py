@@ -191,6 +191,37 @@ def test_cached_states_agree_within_the_tolerance_of_a_short_dtype(dtype: torch.
         assert (ours - full).norm() < 0.03 * full.norm()
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@torch.inference_mode()
+def test_slots_are_laid_out_as_long_as_the_longest_text_and_keep_what_they_hold(dtype: torch.dtype) -> None:
+    cfg = replace(BASE, n_heads=4, n_kv_heads=2, head_dim=64)
+    model, generator = random_model(cfg).to(dtype), torch.Generator().manual_seed(5)
+    short, long = (torch.randint(0, 61, (n,), generator=generator).tolist() for n in (10 + N_DECODED, 190))
+    expected = alone(model, short, 10, KVCache(model, 1, 200), 0)
+    cache = KVCache(model, 3, 200)
+    cache.read(model, pieces_of(1, short[:10]), [])
+    lengths, states = [cache.length], []
+    for at in range(10, 10 + N_DECODED):
+        nexts = [Next(1, at, short[at])]
+        if at == 11:  # a long text joins below, and another one above comes out of a cache
+            cache.read(model, pieces_of(0, long[:70]), [])
+            cache.restore(2, 0, cache.prefix(0, 0))
+            cache.read(model, pieces_of(2, long)[1:], [])
+        if at == 12:
+            cache.free(2)
+        if at == 13:
+            cache.free(0)
+        states.append(cache.read(model, [], nexts)[0])
+        lengths.append(cache.length)
+        whole = cache.keys[0, 0], cache.values[0, 0]
+        assert all(part.is_contiguous() for part in whole)
+    assert lengths[:5] == [CHUNK, CHUNK, 3 * CHUNK, 2 * CHUNK, CHUNK]
+    assert torch.equal(torch.stack(states), expected[1:])
+    cache.keys.fill_(torch.nan)
+    cache.clear()
+    assert torch.equal(alone(model, short, 10, cache, 1), expected)
+
+
 @torch.inference_mode()
 def test_restored_prefix_is_as_good_as_one_that_was_read() -> None:
     model, row = random_model(BASE), sequences()[-1]
