@@ -4,6 +4,7 @@ import os
 from pathlib import Path
 from typing import Any
 
+from onesitting.budgets import parse_budget
 from onesitting.config import RunConfig, stage_config
 from onesitting.dial import best_shape, parse_size, size_text
 from onesitting.errors import UserError
@@ -11,6 +12,8 @@ from onesitting.plan import make_plan, text_bytes
 from onesitting.recipe import flat_values, load_recipe, resolve
 from onesitting.runlog import RunFolder
 
+N_LOOKS = 2
+"""At the machine: with a usual size, then with the one that this makes best, as no rule says how speeds differ."""
 BYTES_PER_TOKEN = 3.5
 """Of prose and a vocabulary of some thousand entries."""
 USEFUL_PASSES = 4.0
@@ -32,13 +35,15 @@ def chosen_size(cfg: RunConfig) -> str:
         )
     if "pretrain" not in cfg.stages or cfg.start_from:
         raise UserError("size = auto needs a pretraining to divide the budget by; give a size such as 5M")
-    plan = make_plan(cfg)  # at the nominal size
-    stage = next(stage for stage in plan.stages if stage.name == "pretrain")
-    nominal = parse_size("auto")
-    work = stage.tokens * plan.flops_per_token / nominal.flops * nominal.work
     n_bytes = text_bytes(cfg, "pretrain")
     tokens = float("inf") if n_bytes is None else USEFUL_PASSES * n_bytes / BYTES_PER_TOKEN
-    return size_text(best_shape(work, tokens))
+    shape = parse_size("auto")
+    for _ in range(N_LOOKS):
+        plan = make_plan(resolve(flat_values(cfg) | shape.settings()))
+        stage = next(stage for stage in plan.stages if stage.name == "pretrain")
+        work = stage.tokens * plan.flops_per_token / shape.flops * shape.work
+        shape = best_shape(work, tokens)
+    return size_text(shape)
 
 
 def with_fitting_steps(cfg: RunConfig) -> RunConfig:
@@ -50,7 +55,10 @@ def with_fitting_steps(cfg: RunConfig) -> RunConfig:
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         return cfg
     chosen: dict[str, Any] = {}
-    for stage in make_plan(cfg, must_fit=False).stages:  # an estimate refuses nothing
+    is_timed = parse_budget(cfg.budget).seconds is not None
+    for stage in make_plan(
+        cfg, measure=None if is_timed else False, must_fit=False
+    ).stages:  # it refuses nothing
         if stage.name in shrinks:
             chosen |= {f"{stage.name}.step_tokens": stage.step_tokens, f"{stage.name}.smaller_steps": False}
     return resolve(flat_values(cfg) | chosen)

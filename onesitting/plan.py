@@ -1,7 +1,7 @@
 """What a run would do here, before anything runs: device, size, speed, memory, phases, end.
 
-Everything is computed from the configuration and from one short measurement of this machine's matrix products;
-with `measure`, a few real training steps are timed instead. What is not known is said to be not known.
+Everything is computed from the configuration, from a short measurement of this machine's matrix products, and from
+the speed of a similar run or of a few training steps now. What is not known is said to be not known.
 """
 
 import math
@@ -31,7 +31,7 @@ from onesitting.model.flops import (
     flops_per_token,
     training_memory_bytes,
 )
-from onesitting.plan_speed import measure_speed, predict_speed
+from onesitting.plan_speed import expected_speed
 from onesitting.plan_text import show_plan
 from onesitting.rewards import check_rl
 from onesitting.runlog import RunFolder
@@ -111,10 +111,10 @@ class Plan:
         return sum(seconds for _, seconds in self.phases)
 
 
-def make_plan(cfg: RunConfig, *, measure: bool = False, must_fit: bool = True) -> Plan:
+def make_plan(cfg: RunConfig, *, measure: bool | None = None, must_fit: bool = True) -> Plan:
     """The plan for a configuration on this machine.
 
-    measure: time a few steps of the real model instead of predicting their speed from matrix products.
+    measure: whether a few steps of the real model are timed; None: where no similar run is known.
     must_fit: refuse a time budget that is expected to leave nothing to train in; else a second is taken to be left.
     Raises UserError for every setting that the run itself would refuse at its start.
     """
@@ -130,10 +130,7 @@ def make_plan(cfg: RunConfig, *, measure: bool = False, must_fit: bool = True) -
     phases = _phases_before(cfg, run)
     length = cfg.pretrain.context_length or model.context_length
     flops = flops_per_token(model, length)
-    if measure:
-        speed = measure_speed(cfg, model, device)
-    else:
-        speed = predict_speed(run.path.parent, device, limit, flops, count_parameters(model))
+    speed = expected_speed(cfg, model, device, limit, flops, measure)
     if counting_s := _counting_seconds(cfg, model, device, limit):
         phases.append(("n-grams", counting_s))
     stages = _stages(cfg, model, device, speed.tokens_per_s, phases, must_fit)
@@ -172,7 +169,7 @@ def make_plan(cfg: RunConfig, *, measure: bool = False, must_fit: bool = True) -
 
 def print_plan(cfg: RunConfig, recipe: str, measure: bool = False) -> None:
     """Print the plan; recipe: as it was given, for the command that starts the run."""
-    show_plan(make_plan(cfg, measure=measure), recipe)
+    show_plan(make_plan(cfg, measure=measure or None), recipe)
 
 
 def _vocab_size(cfg: RunConfig) -> int:

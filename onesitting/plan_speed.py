@@ -1,6 +1,8 @@
 """How fast a model will train here: timed, or predicted from the machine's matrix products and earlier runs."""
 
 import json
+import math
+import statistics
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,16 +12,19 @@ import torch
 
 from onesitting.config import ModelConfig, RunConfig
 from onesitting.evaluation.report_text import percent
+from onesitting.model.flops import count_parameters
 from onesitting.model.transformer import Transformer
 from onesitting.runlog import RunFolder, find_runs
 from onesitting.train.device import DevicePlan
 from onesitting.train.optim import build_optimizer
 
 EXPECTED_FRACTION = 0.4
-"""Of the matrix limit that a training step is taken to reach where no earlier run says what it reaches: an
-assumption, until a run has been done here."""
-MEASURE_S = 4.0
-"""Seconds of timed steps, after the first."""
+"""Of the matrix limit that a training step is taken to reach where it is compiled and no earlier run says what it
+reaches: an assumption, for compiling takes too long to try."""
+SIMILAR = 2.0
+"""A run of a model up to so many times as large or as small tells the speed: large ones use more of a machine."""
+MEASURE_S, GLANCE_S = 4.0, 1.5
+"""Seconds of timed steps, after the first: where measuring is asked for, and where nothing else is known."""
 
 
 @dataclass(frozen=True)
@@ -30,35 +35,51 @@ class Speed:
     source: str
 
 
-def predict_speed(runs: Path, device: DevicePlan, limit: float, flops: float, n_parameters: int) -> Speed:
-    """The fraction of the matrix limit that the most similar run on this device reached, else EXPECTED_FRACTION.
+def expected_speed(
+    cfg: RunConfig, model: ModelConfig, device: DevicePlan, limit: float, flops: float, measure: bool | None
+) -> Speed:
+    """The speed that a similar run reached, else that of a few steps now, else an assumption.
 
-    runs: folder of earlier runs. limit: FLOP/s. flops: operations a token.
+    limit: FLOP/s of matrix products. flops: operations a token. measure: True: steps are timed in any case; False:
+    never; None: where no similar run is known and nothing has to be compiled.
+    """
+    known = (
+        None
+        if measure
+        else speed_of_similar_run(Path(cfg.out), device, limit, flops, count_parameters(model))
+    )
+    if known is not None:
+        return known
+    if measure or (measure is None and not device.compile):
+        return measure_speed(cfg, model, device, MEASURE_S if measure else GLANCE_S)
+    source = f"predicted: {percent(EXPECTED_FRACTION)} of {_words(limit)}, an assumption until a run is done"
+    return Speed(EXPECTED_FRACTION * limit / flops, source)
+
+
+def speed_of_similar_run(
+    runs: Path, device: DevicePlan, limit: float, flops: float, n_parameters: int
+) -> Speed | None:
+    """The fraction of the matrix limit that the most similar run on this device reached; None without one.
+
+    runs: folder of earlier runs. The other arguments are those of `expected_speed`.
     """
     known = [
-        (run.name, summary)
-        for run in find_runs(runs)
+        (max(size / n_parameters, n_parameters / size), summary["fraction_of_limit"], run.name)
+        for run in find_runs(runs.expanduser())
         if (summary := _summary(run)).get("device") == device.name
         and summary.get("dtype") == device.dtype
         and 0 < (summary.get("fraction_of_limit") or 0) <= 1
-        and summary.get("n_parameters")
+        and (size := summary.get("n_parameters"))
     ]
-    limit_words = f"this machine's {limit / 1e9:,.0f} GFLOP/s"
-    if not known:
-        source = (
-            f"predicted: {percent(EXPECTED_FRACTION)} of {limit_words}, an assumption until a run is done"
-        )
-        return Speed(EXPECTED_FRACTION * limit / flops, source)
+    ratio, fraction, name = min(known, default=(math.inf, 0.0, ""))
+    if ratio > SIMILAR:
+        return None
+    source = f"predicted: {percent(fraction)} of {_words(limit)}, as run {name} reached"
+    return Speed(fraction * limit / flops, source)
 
-    def ratio(size: int) -> float:
-        """How many times larger the larger of the two sizes is."""
-        return max(size / n_parameters, n_parameters / size)
 
-    name, summary = min(known, key=lambda run: ratio(run[1]["n_parameters"]))
-    fraction = summary["fraction_of_limit"]
-    return Speed(
-        fraction * limit / flops, f"predicted: {percent(fraction)} of {limit_words}, as run {name} reached"
-    )
+def _words(limit: float) -> str:
+    return f"this machine's {limit / 1e9:,.0f} GFLOP/s"
 
 
 def _summary(run: Path) -> dict[str, Any]:
@@ -70,8 +91,8 @@ def _summary(run: Path) -> dict[str, Any]:
     return value if isinstance(value, dict) else {}
 
 
-def measure_speed(cfg: RunConfig, model_cfg: ModelConfig, device: DevicePlan) -> Speed:
-    """Forward, backward and update of the real model on random tokens.
+def measure_speed(cfg: RunConfig, model_cfg: ModelConfig, device: DevicePlan, seconds: float) -> Speed:
+    """Forward, backward and update of the real model on random tokens, for so many seconds or a few steps.
 
     It runs uncompiled: compiling would take longer than the measurement.
     """
@@ -98,11 +119,11 @@ def measure_speed(cfg: RunConfig, model_cfg: ModelConfig, device: DevicePlan) ->
 
     micro_step()  # buffers and libraries are made on the first pass
     update()
-    end, times = time.perf_counter() + MEASURE_S, [(micro_step(), update())]
+    end, times = time.perf_counter() + seconds, [(micro_step(), update())]
     while time.perf_counter() < end and len(times) < 10:
         times.append((micro_step(), update()))
-    micro_s, update_s = (min(values) for values in zip(*times, strict=True))
+    micro_s, update_s = (statistics.median(values) for values in zip(*times, strict=True))
     step_s = cfg.pretrain.step_tokens / (rows * length) * micro_s + update_s
     compiled = ", not compiled (the run compiles and may be faster)" if device.compile else ""
-    best = f"the best of {len(times)} steps" if len(times) > 1 else "one step"
-    return Speed(cfg.pretrain.step_tokens / step_s, f"measured: {best} of this model just now{compiled}")
+    steps = f"the median of {len(times)} steps" if len(times) > 1 else "one step"
+    return Speed(cfg.pretrain.step_tokens / step_s, f"measured: {steps} of this model just now{compiled}")

@@ -22,7 +22,7 @@ from onesitting.config import (
 from onesitting.errors import UserError
 from onesitting.model.flops import count_parameters
 from onesitting.plan import Plan, find_warnings, make_plan
-from onesitting.plan_speed import EXPECTED_FRACTION, predict_speed
+from onesitting.plan_speed import EXPECTED_FRACTION, speed_of_similar_run
 from onesitting.plan_text import show_plan
 from onesitting.recipe import write_config
 from onesitting.runlog import RunFolder
@@ -136,19 +136,28 @@ def test_an_earlier_run_on_this_device_says_which_fraction_of_the_limit_is_reach
         write_config(RunConfig(name=name, out=str(tmp_path)), run.config_path)
         summary = {**here, "n_parameters": n_parameters, "fraction_of_limit": fraction}
         (run.stage("pretrain").path / "summary.json").write_text(json.dumps(summary))
-    near_large, near_small = (
-        predict_speed(tmp_path, device, limit=1e12, flops=1e6, n_parameters=size)
-        for size in (60_000_000, 2_000_000)
+    near_large, near_small, between = (
+        speed_of_similar_run(tmp_path, device, limit=1e12, flops=1e6, n_parameters=size)
+        for size in (60_000_000, 2_000_000, 10_000_000)
     )
+    assert near_large is not None
+    assert near_small is not None
+    assert between is None
     assert near_large.tokens_per_s == pytest.approx(0.6e6)
     assert "as run large reached" in near_large.source
     assert near_small.tokens_per_s == pytest.approx(0.2e6)
 
 
-def test_without_an_earlier_run_the_prediction_calls_itself_an_assumption(plan: Plan) -> None:
+def test_without_an_earlier_run_steps_are_timed(plan: Plan) -> None:
+    assert plan.speed_source.startswith("measured: the median of")
+
+
+def test_what_would_have_to_be_compiled_is_an_assumption_and_says_so(cfg: RunConfig) -> None:
+    plan = make_plan(replace(cfg, device=replace(cfg.device, compile="on")))
     assert "assumption" in plan.speed_source
     used = plan.stages[0].tokens_per_s * plan.flops_per_token / plan.limit_flops_per_s
     assert used == pytest.approx(EXPECTED_FRACTION)
+    assert make_plan(cfg, measure=False).speed_source == plan.speed_source
 
 
 def test_bits_per_byte_are_not_known_without_a_measured_run(cfg: RunConfig, plan: Plan) -> None:
