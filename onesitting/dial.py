@@ -21,8 +21,10 @@ WIDEST = 2048
 NOMINAL_WORK = 3e13
 """What `auto` takes a budget to hold where no machine was asked: some minutes of a laptop's two cores."""
 
-# The fit: bits per byte = FLOOR + OF_SIZE / parameters^SIZE_POWER + OF_TOKENS / tokens^TOKENS_POWER.
-FLOOR, OF_SIZE, SIZE_POWER, OF_TOKENS, TOKENS_POWER = 1.0, 48.1, 0.35, 48.6, 0.30
+# The fit: bits per byte = FLOOR + OF_SIZE / parameters^SIZE_POWER + OF_TOKENS / (tokens + COUNTED)^TOKENS_POWER.
+FLOOR, OF_SIZE, SIZE_POWER, OF_TOKENS, TOKENS_POWER = 1.3, 74.1, 0.40, 29.9, 0.30
+COUNTED = 1.5e5
+"""Tokens that a model need not read, since pairs of tokens are counted before its first step."""
 SLOW_WIDTH = 110
 """At this width a processor does half of the operations a second that it does at large widths."""
 
@@ -42,13 +44,13 @@ class Shape:
 
     @property
     def layers(self) -> int:
-        """Deeper as it gets wider: 3 layers at width 64, 8 at 512, 12 at 768."""
-        return round(2 + self.width / 80)
+        """Two, which looking up takes, and a further one for each 128 of width from 256 on: 5 at 512, 7 at 768."""
+        return max(2, 1 + self.width // 128)
 
     @property
     def vocabulary(self) -> int:
-        """16 entries for each unit of width, so that the tables stay a part of small models, not most of them."""
-        return max(1024, 16 * self.width)
+        """32 entries for each unit of width: what tables know is counted, not learned (stages/bigrams.py)."""
+        return max(2048, 32 * self.width)
 
     @property
     def heads(self) -> int:
@@ -148,7 +150,7 @@ def expected_bits(shape: Shape, tokens: float) -> float:
     The form is that of Hoffmann et al. 2022, arXiv:2203.15556. Other text has other numbers; only the balance between
     the two terms is used here.
     """
-    return FLOOR + OF_SIZE / shape.parameters**SIZE_POWER + OF_TOKENS / tokens**TOKENS_POWER
+    return FLOOR + OF_SIZE / shape.parameters**SIZE_POWER + OF_TOKENS / (tokens + COUNTED) ** TOKENS_POWER
 
 
 def best_shape(work: float, most_tokens: float = math.inf) -> Shape:
