@@ -8,7 +8,7 @@ from onesitting.model.transformer import Transformer
 
 SHAPES = {
     "demo": ModelConfig(
-        n_layers=4, d_model=128, n_heads=2, n_kv_heads=1, head_dim=64, d_ff=384, vocab_size=2048, tie_embeddings=False
+        n_layers=2, d_model=192, n_heads=3, n_kv_heads=1, head_dim=64, d_ff=512, vocab_size=2048, tie_embeddings=False
     ),
     "tied": ModelConfig(n_layers=3, d_model=192, n_heads=3, n_kv_heads=3, head_dim=64, d_ff=384, vocab_size=1024),
     "wide, narrow heads": ModelConfig(n_layers=2, d_model=256, n_heads=8, n_kv_heads=2, head_dim=32, vocab_size=512),
