@@ -72,16 +72,21 @@ def _shared_seconds(cfg: RunConfig, name: str, clock: Clock, left: float, pass_s
 
 
 def suite_seconds(cfg: RunConfig, name: str, clock: Clock, rehearse: Callable[[], float]) -> float:
-    """Expected seconds of one pass of the question suite: as the last one took, else as rehearsed, else a guess."""
+    """Expected seconds of one pass of the question suite: as the last one took, else as rehearsed, else a guess.
+
+    A model that was pretrained completes texts; in a conversation it is asked more, and answers at greater length.
+    """
     if not has_suite(cfg):
         return 0.0
-    timed = [seconds for phase, seconds in clock.phases.items() if phase.startswith("evaluate")]
-    if timed:
-        return timed[-1] * 1.1
-    if name not in REHEARSING or cfg.device.shard == "fsdp":  # a sharded model speaks with all its processes
-        return budgets.suite_seconds(clock.budget_s)
-    with clock.phase("rehearsal"):
-        return min(rehearse(), MOST_OF_SUITE * (clock.budget_s or math.inf))
+    timed = [(phase, seconds) for phase, seconds in clock.phases.items() if phase.startswith("evaluate")]
+    last, last_s = timed[-1] if timed else ("", 0.0)
+    can_rehearse = (
+        name in REHEARSING and cfg.device.shard != "fsdp"
+    )  # sharded, it speaks with all its processes
+    if can_rehearse and (not last or last == "evaluate pretrain"):
+        with clock.phase("rehearsal"):
+            return max(last_s, min(rehearse(), MOST_OF_SUITE * (clock.budget_s or math.inf)))
+    return last_s * 1.1 if last else budgets.suite_seconds(clock.budget_s)
 
 
 def questions_end_at(cfg: RunConfig, name: str, clock: Clock) -> float | None:

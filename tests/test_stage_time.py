@@ -77,8 +77,17 @@ def test_the_suites_time_is_as_the_last_pass_took_else_as_rehearsed(tmp_path: Pa
     assert asked("pretrain", cfg) == pytest.approx(0.7 * (left - 2 * 20.0), abs=0.1)
     asked.clock.set("pretrain", 600.0)
     asked.clock.set("evaluate pretrain", 10.0)
-    assert asked("sft", cfg) == pytest.approx(left - 600 - 10 - 11.0, abs=0.1)
-    assert asked.n_rehearsals == 1
+    # What completing texts took says little of a conversation.
+    assert asked("sft", cfg) == pytest.approx(left - 600 - 10 - 20.0, abs=0.1)
+    assert asked.n_rehearsals == 2
+    asked.clock.set("evaluate pretrain", 30.0)
+    assert asked("sft", cfg) == pytest.approx(left - 600 - 30 - 30.0, abs=0.1)
+    asked.clock.set("evaluate pretrain", 10.0)
+    asked.clock.set("sft", 200.0)
+    asked.clock.set("evaluate sft", 15.0)
+    dpo = RunConfig(**{**vars(cfg), "stages": ("pretrain", "sft", "dpo")})
+    assert asked("dpo", dpo) == pytest.approx(left - 600 - 200 - 10 - 15 - 1.1 * 15, abs=0.1)
+    assert asked.n_rehearsals == 3
 
 
 def test_without_a_suite_or_with_a_sharded_model_nothing_is_rehearsed(tmp_path: Path) -> None:
