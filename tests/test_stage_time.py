@@ -86,7 +86,7 @@ def test_the_suites_time_is_as_the_last_pass_took_else_as_rehearsed(tmp_path: Pa
     asked.clock.set("sft", 200.0)
     asked.clock.set("evaluate sft", 15.0)
     dpo = RunConfig(**{**vars(cfg), "stages": ("pretrain", "sft", "dpo")})
-    assert asked("dpo", dpo) == pytest.approx(left - 600 - 200 - 10 - 15 - 1.1 * 15, abs=0.1)
+    assert asked("dpo", dpo) == pytest.approx(left - 600 - 200 - 10 - 15 - 1.8 * 1.1 * 15, abs=0.1)
     assert asked.n_rehearsals == 3
 
 
