@@ -156,9 +156,13 @@ def expected_bits(shape: Shape, tokens: float) -> float:
 def best_shape(work: float, most_tokens: float = math.inf) -> Shape:
     """The shape of which `expected_bits` is least after so much `work`.
 
-    most_tokens: more than these (several passes over the text) teach nothing.
+    most_tokens: more than these (several passes over the text) teach nothing, and more parameters than these would
+    learn the text by heart. A shape has to read as much as the runs of the fit did, COUNTED tokens; where none would,
+    the smallest is taken.
     """
-    return min(family(), key=lambda shape: expected_bits(shape, min(most_tokens, work / shape.work)))
+    shapes = list(family())
+    fitting = [s for s in shapes if work / s.work >= COUNTED and s.parameters <= most_tokens] or shapes[:1]
+    return min(fitting, key=lambda shape: expected_bits(shape, min(most_tokens, work / shape.work)))
 
 
 def fitting_step(tokens: float, width: int, row_length: int, most: int) -> int:

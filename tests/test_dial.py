@@ -10,6 +10,7 @@ from user_command import Cli
 
 from onesitting.cli_settings import parse_request, settings_parser
 from onesitting.dial import (
+    COUNTED,
     WIDEST,
     Shape,
     best_shape,
@@ -81,14 +82,19 @@ def test_more_time_makes_a_larger_model_and_more_tokens_but_little_text_a_smalle
     assert shapes[0].width < shapes[4].width < shapes[-1].width
     for work, shape in zip(budgets, shapes, strict=True):
         other = Shape(shape.width + 64)
-        assert expected_bits(shape, work / shape.work) <= expected_bits(other, work / other.work)
-    # Where the tokens are bounded, time goes into size until it does not pay.
-    assert best_shape(1e16, most_tokens=1e6).width != best_shape(1e16).width
+        reads_enough = work / other.work >= COUNTED  # the fit knows nothing of fewer tokens
+        assert not reads_enough or expected_bits(shape, work / shape.work) <= expected_bits(
+            other, work / other.work
+        )
+    for most_tokens in (1e6, 1e7, 1e8):  # little text makes a small model, however much time there is
+        assert best_shape(1e18, most_tokens).parameters <= most_tokens
+    assert best_shape(1e18, most_tokens=1e6).width < best_shape(1e18).width
+    assert best_shape(1e9) == next(iter(family())), "where nothing can be read, not a large one either"
 
 
 def test_what_is_given_wins_over_what_the_size_decides_and_the_size_over_the_recipe() -> None:
     demo = load_recipe("demo")
-    assert resolve(demo).model.d_model == 128
+    assert resolve(demo).model.d_model == 192
     larger = resolve(demo, {"size": "26M", "model.n_layers": "3"})
     assert (larger.model.d_model, larger.model.n_layers) == (parse_size("26M").width, 3)
     assert larger.pretrain.short_context == resolve(demo).pretrain.short_context
