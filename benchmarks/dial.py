@@ -2,8 +2,8 @@
 
     python benchmarks/dial.py docs/dial.svg
 
-Bits per byte = FLOOR + a / parameters^SIZE_POWER + b / (tokens + COUNTED)^TOKENS_POWER (onesitting/dial.py holds the
-result). FLOOR, COUNTED and the powers are found on a grid, a and b by least squares for each; one run is held out.
+Bits per byte = FLOOR + a / parameters^SIZE_POWER + b / tokens^TOKENS_POWER (onesitting/dial.py holds the result).
+FLOOR and the powers are found on a grid, a and b by least squares for each; one run is held out.
 """
 
 import itertools
@@ -34,21 +34,20 @@ WIDTH, HEIGHT, LEFT, TOP, BOTTOM = 640, 380, 60, 56, 330
 def expected(parameters: float, tokens: float) -> float:
     """Bits per byte by the fit in use."""
     size = dial.OF_SIZE / parameters**dial.SIZE_POWER
-    return dial.FLOOR + size + dial.OF_TOKENS / (tokens + dial.COUNTED) ** dial.TOKENS_POWER
+    return dial.FLOOR + size + dial.OF_TOKENS / tokens**dial.TOKENS_POWER
 
 
 def best_fit() -> tuple[float, ...]:
-    """(mean squared error, floor, a, size power, b, tokens power, counted), the least error over a grid."""
+    """(mean squared error, floor, a, size power, b, tokens power), the least error over a grid."""
     n, d, y = np.array(RUNS).T
     fits: list[tuple[float, ...]] = []
-    powers = np.arange(0.2, 0.501, 0.05)
-    counted = np.arange(0.0, 5.1e5, 5e4)
-    for floor, p, q, more in itertools.product(np.arange(0.8, 1.41, 0.1), powers, powers, counted):
-        columns = np.stack((n**-p, (d + more) ** -q), axis=1)
+    powers = np.arange(0.15, 0.501, 0.05)
+    for floor, p, q in itertools.product(np.arange(0.8, 1.51, 0.1), powers, powers):
+        columns = np.stack((n**-p, d**-q), axis=1)
         (a, b), *_ = np.linalg.lstsq(columns, y - floor, rcond=None)
         if a > 0 and b > 0:
             error = float(np.mean((columns @ (a, b) + floor - y) ** 2))
-            fits.append((error, floor, float(a), float(p), float(b), float(q), float(more)))
+            fits.append((error, floor, float(a), float(p), float(b), float(q)))
     return min(fits)
 
 
@@ -88,11 +87,9 @@ def picture() -> str:
 
 def main() -> None:
     """Print the fit beside the runs; draw it where a file is named."""
-    error, floor, a, p, b, q, more = best_fit()
+    error, floor, a, p, b, q = best_fit()
     used = float(np.mean([(expected(n, d) - bits) ** 2 for n, d, bits in RUNS]))
-    print(
-        f"best on the grid: {floor:g} + {a:.3g} / parameters^{p:.2f} + {b:.3g} / (tokens + {more:.2g})^{q:.2f}"
-    )
+    print(f"best on the grid: {floor:g} + {a:.3g} / parameters^{p:.2f} + {b:.3g} / tokens^{q:.2f}")
     print(f"root of the mean squared error: {error**0.5:.4f}; of the fit in use: {used**0.5:.4f}")
     for run in [*RUNS, HELD_OUT]:
         n, d, bits = run

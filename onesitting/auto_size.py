@@ -38,7 +38,7 @@ def chosen_size(cfg: RunConfig) -> str:
     n_bytes = text_bytes(cfg, "pretrain")
     tokens = float("inf") if n_bytes is None else USEFUL_PASSES * n_bytes / BYTES_PER_TOKEN
     shape = parse_size("auto")
-    for _ in range(N_LOOKS):
+    for _ in range(N_LOOKS):  # shapes given beside the size are left out: this is about its speed
         plan = make_plan(resolve(flat_values(cfg) | shape.settings()))
         stage = next(stage for stage in plan.stages if stage.name == "pretrain")
         work = stage.tokens * plan.flops_per_token / shape.flops * shape.work
@@ -55,10 +55,9 @@ def with_fitting_steps(cfg: RunConfig) -> RunConfig:
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         return cfg
     chosen: dict[str, Any] = {}
-    is_timed = parse_budget(cfg.budget).seconds is not None
-    for stage in make_plan(
-        cfg, measure=None if is_timed else False, must_fit=False
-    ).stages:  # it refuses nothing
+    measure = False if parse_budget(cfg.budget).tokens else None  # given tokens need no speed
+    plan = make_plan(cfg, measure=measure, must_fit=False)  # an estimate refuses nothing
+    for stage in plan.stages:
         if stage.name in shrinks:
             chosen |= {f"{stage.name}.step_tokens": stage.step_tokens, f"{stage.name}.smaller_steps": False}
     return resolve(flat_values(cfg) | chosen)

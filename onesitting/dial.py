@@ -21,10 +21,8 @@ WIDEST = 2048
 NOMINAL_WORK = 3e13
 """What `auto` takes a budget to hold where no machine was asked: some minutes of a laptop's two cores."""
 
-# The fit: bits per byte = FLOOR + OF_SIZE / parameters^SIZE_POWER + OF_TOKENS / (tokens + COUNTED)^TOKENS_POWER.
-FLOOR, OF_SIZE, SIZE_POWER, OF_TOKENS, TOKENS_POWER = 1.3, 74.1, 0.40, 29.9, 0.30
-COUNTED = 1.5e5
-"""Tokens that a model need not read, since pairs of tokens are counted before its first step."""
+# The fit: bits per byte = FLOOR + OF_SIZE / parameters^SIZE_POWER + OF_TOKENS / tokens^TOKENS_POWER.
+FLOOR, OF_SIZE, SIZE_POWER, OF_TOKENS, TOKENS_POWER = 1.4, 71.2, 0.40, 11.66, 0.25
 SLOW_WIDTH = 110
 """At this width a processor does half of the operations a second that it does at large widths."""
 
@@ -150,18 +148,17 @@ def expected_bits(shape: Shape, tokens: float) -> float:
     The form is that of Hoffmann et al. 2022, arXiv:2203.15556. Other text has other numbers; only the balance between
     the two terms is used here.
     """
-    return FLOOR + OF_SIZE / shape.parameters**SIZE_POWER + OF_TOKENS / (tokens + COUNTED) ** TOKENS_POWER
+    return FLOOR + OF_SIZE / shape.parameters**SIZE_POWER + OF_TOKENS / tokens**TOKENS_POWER
 
 
 def best_shape(work: float, most_tokens: float = math.inf) -> Shape:
     """The shape of which `expected_bits` is least after so much `work`.
 
     most_tokens: more than these (several passes over the text) teach nothing, and more parameters than these would
-    learn the text by heart. A shape has to read as much as the runs of the fit did, COUNTED tokens; where none would,
-    the smallest is taken.
+    learn the text by heart; where every shape has more, the smallest is taken.
     """
     shapes = list(family())
-    fitting = [s for s in shapes if work / s.work >= COUNTED and s.parameters <= most_tokens] or shapes[:1]
+    fitting = [shape for shape in shapes if shape.parameters <= most_tokens] or shapes[:1]
     return min(fitting, key=lambda shape: expected_bits(shape, min(most_tokens, work / shape.work)))
 
 

@@ -10,7 +10,6 @@ from user_command import Cli
 
 from onesitting.cli_settings import parse_request, settings_parser
 from onesitting.dial import (
-    COUNTED,
     WIDEST,
     Shape,
     best_shape,
@@ -82,10 +81,8 @@ def test_more_time_makes_a_larger_model_and_more_tokens_but_little_text_a_smalle
     assert shapes[0].width < shapes[4].width < shapes[-1].width
     for work, shape in zip(budgets, shapes, strict=True):
         other = Shape(shape.width + 64)
-        reads_enough = work / other.work >= COUNTED  # the fit knows nothing of fewer tokens
-        assert not reads_enough or expected_bits(shape, work / shape.work) <= expected_bits(
-            other, work / other.work
-        )
+        assert expected_bits(shape, work / shape.work) <= expected_bits(other, work / other.work)
+    assert best_shape(1e16, most_tokens=1e6).width != best_shape(1e16).width
     for most_tokens in (1e6, 1e7, 1e8):  # little text makes a small model, however much time there is
         assert best_shape(1e18, most_tokens).parameters <= most_tokens
     assert best_shape(1e18, most_tokens=1e6).width < best_shape(1e18).width
