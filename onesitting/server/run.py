@@ -20,7 +20,8 @@ from onesitting.server.generation import Limits
 from onesitting.server.metrics import Metrics
 from onesitting.server.models import LoadSettings, ServedModel, load_served, model_names
 from onesitting.server.service import Service, new_key, read_keys
-from onesitting.train.device import detect, leave_tiles_out, plan_device
+from onesitting.train.device import plan_device
+from onesitting.train.process import leave_tiles_out
 from onesitting.train.teams import in_passing_thread
 
 log = logging.getLogger("onesitting.server")
@@ -131,9 +132,7 @@ def _load(options: argparse.Namespace) -> dict[str, ServedModel]:
     named = model_names(options.runs)
     for _, path in named:
         require_folder(str(path))
-    hardware = detect()
-    leave_tiles_out(hardware)
-    plan = plan_device(DeviceConfig(device=options.device), hardware)
+    plan = plan_device(DeviceConfig(device=options.device), leave_tiles_out())
     plan.apply()
     if options.dtype not in ("auto", *DTYPES):
         raise UserError(f"--dtype is '{options.dtype}'; use auto, {', '.join(DTYPES)}")

@@ -4,8 +4,6 @@
 so that tests can play machines that are not there; each choice comes with its reason.
 """
 
-import ctypes
-import os
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
@@ -19,6 +17,7 @@ from onesitting.model.kernels import attention_route
 from onesitting.model.transformer import PLAIN, Parts, Transformer
 from onesitting.train.compiler import Compiled, Compiler, first_line
 from onesitting.train.hardware import Hardware, detect
+from onesitting.train.process import keep_freed_memory
 from onesitting.train.scaler import LossScaler
 
 CPU_MICRO_BATCH_TOKENS = 8192
@@ -30,10 +29,6 @@ CPU_ACTIVATION_BYTES = 1.5e9
 """Most bytes of activations on a CPU, whatever the memory: the demo promises 3 GB for everything."""
 TF32_REASON = "; products round their factors to TensorFloat-32, several times faster on these tensor cores"
 """8 bits of range and 10 of fraction, summed in float32: finer than bfloat16, which trains well here."""
-M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
-"""Parameters of mallopt(3), from glibc's malloc.h."""
-TILELESS_ISA = "AVX512_CORE_BF16"
-"""oneDNN's name of the instructions below AMX."""
 
 
 class Place(Protocol):
@@ -139,31 +134,6 @@ class DevicePlan:
             "micro_batch_tokens": self.micro_batch_tokens,
             "device_reasons": list(self.reasons),
         }
-
-
-def keep_freed_memory() -> bool:
-    """Keep the memory of freed tensors for the next ones; whether this C library (glibc) can be told so.
-
-    By default glibc gives memory back to the system whenever much of it is free, and large blocks at once, so each
-    step takes all its activations from the system anew: 11,000 to 18,000 page faults in a step of the demo, a fifth
-    of its time on one core (docs/log.md). What is in use at the most stays the same.
-    """
-    try:
-        mallopt = ctypes.CDLL(None).mallopt
-    except (AttributeError, OSError, TypeError):  # musl, macOS, Windows
-        return False
-    is_set = any(mallopt(M_MMAP_THRESHOLD, size) for size in (2**30, 2**25))  # older ones take 32 MB at most
-    return is_set and bool(mallopt(M_TRIM_THRESHOLD, 2**31 - 1))
-
-
-def leave_tiles_out(hardware: Hardware) -> None:
-    """Have oneDNN do without matrix tiles (AMX) in this process; to be called before its first product.
-
-    With them, how it cuts a bfloat16 sum of 512 and more terms depends on the number of rows, so a text's bits would
-    depend on its company (docs/engine.md). ONEDNN_MAX_CPU_ISA, where it is set, is left as it is.
-    """
-    if "amx_bf16" in hardware.cpu_flags:
-        os.environ.setdefault("ONEDNN_MAX_CPU_ISA", TILELESS_ISA)
 
 
 def even_rows(n_rows: int, most: int) -> int:
@@ -300,10 +270,13 @@ def _pick_dtype(asked: str, kind: str, hardware: Hardware) -> tuple[str, str]:
 def _best_dtype(kind: str, hardware: Hardware) -> tuple[str, str]:
     """The fastest dtype that trains well, and why."""
     if kind == "cpu":
-        flags = sorted(hardware.cpu_flags & {"avx512_bf16", "amx_bf16", "bf16"})
-        if flags:
-            return "bfloat16", f"the processor multiplies it directly ({', '.join(flags)})"
-        return "float32", "the processor has no 16-bit matrix instructions"
+        flags = ", ".join(sorted(hardware.cpu_flags & {"avx512_bf16", "amx_bf16", "bf16"}))
+        speed = hardware.cpu_bf16_speed
+        if not flags:
+            return "float32", "the processor has no 16-bit matrix instructions"
+        if 0 < speed < 1:
+            return "float32", f"bfloat16 ({flags}) multiplies at {speed:.2f} of its speed here, measured"
+        return "bfloat16", f"the processor multiplies it directly ({flags})"
     if kind == "cuda":
         version = ".".join(map(str, hardware.capability))
         if hardware.capability >= (8, 0):

@@ -16,7 +16,7 @@ from onesitting.errors import UserError
 from onesitting.model.kv_cache import CHUNK, KVCache, Next, Piece
 from onesitting.model.packed import packed
 from onesitting.model.transformer import Transformer
-from onesitting.train.device import TILELESS_ISA, detect
+from onesitting.train.hardware import detect
 
 BASE = ModelConfig(
     n_layers=3, d_model=48, n_heads=6, n_kv_heads=2, head_dim=8, d_ff=64, vocab_size=61, context_length=200
@@ -24,7 +24,7 @@ BASE = ModelConfig(
 GPT2 = replace(BASE, norm="layer", positions="learned", mlp="gelu", bias=True, qk_norm=False, n_kv_heads=6)
 LENGTHS = [3, CHUNK, 1, CHUNK + 9, 2 * CHUNK + 1]
 N_DECODED = 6
-HAS_TILES = "amx_bf16" in detect().cpu_flags and os.environ.get("ONEDNN_MAX_CPU_ISA") != TILELESS_ISA
+HAS_TILES = "amx_bf16" in detect().cpu_flags
 """As oneDNN found it at its first product: what a test sets later changes nothing."""
 
 
@@ -162,8 +162,8 @@ def test_rows_of_a_matrix_product_do_not_depend_on_how_many_there_are(dtype: tor
 
 
 WITHOUT_TILES = """
-from onesitting.train.device import detect, leave_tiles_out
-leave_tiles_out(detect())
+from onesitting.train.process import leave_tiles_out
+leave_tiles_out()
 import torch, torch.nn.functional as F
 from onesitting.model.packed import PackedLinear, can_pack
 for n_in, n_out in [(1408, 512), (512, 1408), (768, 768), (512, 512)]:

@@ -17,10 +17,12 @@ from onesitting.config import DeviceConfig, ModelConfig, OptimConfig
 from onesitting.errors import UserError
 from onesitting.recipe import load_recipe, resolve
 from onesitting.train import device as device_module
+from onesitting.train import hardware as hardware_module
 from onesitting.train import usage
 from onesitting.train.device import DevicePlan, compile_model, even_rows, fast_dtype, plan_device
-from onesitting.train.hardware import Hardware, detect
+from onesitting.train.hardware import Hardware, detect, measure_cpu_bf16
 from onesitting.train.optim import build_optimizer
+from onesitting.train.process import leave_tiles_out
 from onesitting.train.scaler import LossScaler
 
 OLD_CPU = Hardware(cpu_name="old", cores=4, compiler="/usr/bin/g++", python_headers=True)
@@ -52,6 +54,8 @@ MPS = Hardware(accelerator="mps", name="Apple GPU", n_devices=1)
 TABLE = {  # machine: (hardware, device, dtype, scaler, compiled)
     "processor without 16 bits": (OLD_CPU, "cpu", "float32", False, False),
     "processor with AVX-512 BF16": (AVX512_BF16, "cpu", "bfloat16", False, False),
+    "the same, measured": (replace(AVX512_BF16, cpu_bf16_speed=1.9), "cpu", "bfloat16", False, False),
+    "Xeon without its tiles": (replace(AVX512_BF16, cpu_bf16_speed=0.53), "cpu", "float32", False, False),
     "processor with AMX": (AMX, "cpu", "bfloat16", False, False),
     "ARM processor with BF16": (ARM_BF16, "cpu", "bfloat16", False, False),
     "Pascal": (cuda((6, 1)), "cuda", "float32", False, False),
@@ -410,7 +414,7 @@ def test_a_failing_compiler_leaves_the_model_eager_and_says_why(monkeypatch):
 
 FAULTS = """
 import resource, sys, torch
-from onesitting.train.device import keep_freed_memory
+from onesitting.train.process import keep_freed_memory
 if sys.argv[1] == "keep":
     assert keep_freed_memory()
 for n in range(40):
@@ -449,17 +453,31 @@ def test_the_optimizer_multiplies_in_the_devices_fastest_type(monkeypatch, hardw
 
 
 @pytest.mark.parametrize(
-    ("flags", "given", "expected"),
+    ("flags", "given", "left", "expected"),
     [
-        ({"avx512_bf16", "amx_bf16"}, None, "AVX512_CORE_BF16"),
-        ({"avx512_bf16", "amx_bf16"}, "DEFAULT", "DEFAULT"),
-        ({"avx512_bf16"}, None, None),
+        ("avx512_bf16 amx_bf16 avx2", None, {"avx512_bf16"}, "AVX512_CORE_BF16"),
+        ("avx512_bf16 amx_bf16", "DEFAULT", {"avx512_bf16", "amx_bf16"}, "DEFAULT"),
+        ("avx512_bf16 amx_bf16", "avx2", {"avx512_bf16"}, "avx2"),
+        ("avx512_bf16", None, {"avx512_bf16"}, None),
     ],
 )
-def test_a_server_leaves_tiles_out_where_there_are_some(flags, given, expected, monkeypatch):
-    name = "ONEDNN_MAX_CPU_ISA"
+def test_a_server_leaves_tiles_out_where_there_are_some(flags, given, left, expected, monkeypatch):
+    name = hardware_module.MAX_ISA
     monkeypatch.setenv(name, given or "")  # so that it is put back
     if given is None:
         monkeypatch.delenv(name)
-    device_module.leave_tiles_out(Hardware(cpu_flags=frozenset(flags)))
+    read = hardware_module._proc_lines
+    lines = {"/proc/cpuinfo": [f"flags\t: fpu {flags}"]}
+    monkeypatch.setattr(hardware_module, "_proc_lines", lambda path: lines.get(path) or read(path))
+    detect.cache_clear()
+    try:
+        hardware = leave_tiles_out()
+    finally:
+        detect.cache_clear()
+    assert hardware.cpu_flags == left
+    assert (hardware.cpu_bf16_speed > 0) == ("amx_bf16" not in left)  # a product now would be one with tiles
     assert os.environ.get(name) == expected
+
+
+def test_a_processors_bfloat16_is_timed():
+    assert 0.01 < measure_cpu_bf16(size=128, repeats=2) < 100
