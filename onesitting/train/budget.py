@@ -21,8 +21,9 @@ from onesitting.train import schedule
 from onesitting.train.schedule import TargetSettings
 from onesitting.train.target_state import N_TIMED, Mean, TargetState
 
-TOO_LATE = 0.015
-"""Predicted overrun, as a fraction of the budget, above which a fixed end is moved; the promise is 2 %."""
+TOO_LATE, LEAST_LATE, LEAST_STEPS_LATE = 0.015, 0.002, 3
+"""Predicted overrun above which a fixed end is moved, as a fraction of the time left; and what is always allowed, as a
+fraction of the budget and in steps. The promise is 2 %, but an hour's 2 % are what the questions after it need."""
 TOO_EARLY = 0.04
 """Predicted unused fraction of the budget above which a fixed end is moved; the promise is 5 %."""
 N_UNTIMED = 2
@@ -326,8 +327,10 @@ class StepTarget:
         state = self.state
         assert self.seconds is not None
         assert state.n_steps is not None
-        late = state.elapsed_s + self._seconds_for(state.n_steps, state.step) - self.seconds
-        if -TOO_EARLY * self.seconds <= late <= TOO_LATE * self.seconds:
+        left_s = self._seconds_for(state.n_steps, state.step)
+        late = state.elapsed_s + left_s - self.seconds
+        least = max(LEAST_LATE * self.seconds, LEAST_STEPS_LATE * self._step_seconds(self.full))
+        if -TOO_EARLY * self.seconds <= late <= min(TOO_LATE * self.seconds, max(least, TOO_LATE * left_s)):
             return
         n_steps = self._fitting_steps()
         if n_steps != state.n_steps:

@@ -156,6 +156,16 @@ def test_run_ends_within_the_promise_and_the_schedule_is_complete(machine, seed)
     assert 9 <= len(done.evaluations) <= 11
 
 
+@pytest.mark.parametrize("seed", range(3))
+def test_a_machine_that_slows_down_a_little_does_not_take_the_time_of_what_comes_after(seed):
+    def step_s(step, now, length):
+        return 0.2 if now < 300 else 0.2025
+
+    done = simulate(Settings(decay_fraction=0.95), step_s, seconds=1500, jitter=0.1, seed=seed)
+    assert abs(done.seconds - 1500) <= 4
+    assert len(done.target.state.end_moves) <= 3
+
+
 @given(st.floats(0.05, 1.5), st.floats(0, 0.95), st.integers(0, 40), st.floats(0, 3), st.integers(0, 10**6))
 @settings(derandomize=True, max_examples=25, deadline=None)
 def test_any_steady_machine_keeps_the_promise(step_s, decay, warmup, evaluation_s, seed):
