@@ -2,6 +2,7 @@
 
 import os
 import platform
+import re
 import subprocess
 import sys
 import time
@@ -481,3 +482,22 @@ def test_a_server_leaves_tiles_out_where_there_are_some(flags, given, left, expe
 
 def test_a_processors_bfloat16_is_timed():
     assert 0.01 < measure_cpu_bf16(size=128, repeats=2) < 100
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [({}, "10000"), ({"GOMP_SPINCOUNT": "7"}, "7"), ({"OMP_WAIT_POLICY": "passive"}, "0")],
+)
+def test_threads_that_wait_soon_let_others_run(given, expected):
+    """As PyTorch's own library of threads says it, which reads the environment once, when it is loaded."""
+    names = ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY")
+    environment = {key: value for key, value in os.environ.items() if key not in names}
+    done = subprocess.run(
+        [sys.executable, "-c", "import onesitting, torch"],
+        env={**environment, **given, "OMP_DISPLAY_ENV": "verbose"},
+        capture_output=True, text=True, check=True, timeout=60,
+    )  # fmt: skip
+    found = re.search(r"GOMP_SPINCOUNT = '(\d+)'", done.stderr)
+    if found is None:
+        pytest.skip("PyTorch's threads are not libgomp's here")
+    assert found[1] == expected
