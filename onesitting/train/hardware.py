@@ -149,14 +149,17 @@ def _cpu_name() -> str:
 
 
 def _cpu_flags() -> frozenset[str]:
-    """Names as Linux lists them; other systems report none and get float32, which is always right."""
-    isa = os.environ.get(MAX_ISA, "DEFAULT").upper()
-    known = frozenset(
-        {"avx512_bf16", "bf16", *(["amx_bf16"] if isa in ("ALL", "DEFAULT") or "AMX" in isa else [])}
-    )
+    """Names as Linux lists them, without tiles that MAX_ISA forbids.
+
+    Other systems report none and get float32, which is always right.
+    """
+    isa = (os.environ.get(MAX_ISA) or "DEFAULT").upper()
+    used = {"avx512_bf16", "bf16"}
+    if isa in ("ALL", "DEFAULT") or "AMX" in isa:
+        used.add("amx_bf16")
     for line in _proc_lines("/proc/cpuinfo"):
         if line.startswith(("flags", "Features")):  # x86, ARM
-            return frozenset(known.intersection(line.split(":", 1)[1].split()))
+            return frozenset(used.intersection(line.split(":", 1)[1].split()))
     return frozenset()
 
 
